@@ -61,9 +61,9 @@ class PoolConfig(Configurable):
     acquire_timeout_s = Float(
         60.0, min=0.0, help="How long, in seconds, a lease waits for a free VM of a full pool."
     ).tag(config=True)
-    idle_exit_s = Float(
-        900.0, min=0.0, help="The service ends after so many seconds without a lease; 0: never."
-    ).tag(config=True)
+    idle_exit_s = Float(900.0, min=0.0, help="The service ends after so many seconds without a lease; 0: never.").tag(
+        config=True
+    )
     user = Unicode("vm-kernel", help="The user that the service becomes when it is started as root.").tag(config=True)
 
     def profile(self, name: str) -> Profile:

@@ -1,0 +1,136 @@
+"""The host's end of the guest stream: bytes of a socket into messages and back. Standard library only.
+
+``FrameStream`` never blocks; the kernel process has it in its poll loop. What the pool service does with a fresh
+clone, one step after the other with a deadline, is in ``vm_kernel.guest.handshake``.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from typing import Any
+
+from guest_agent.frames import MAX_MESSAGE, Decoder, FrameError, Kind, encode, encode_json, pack_parts
+from vm_kernel.errors import GuestProtocolError
+
+#: what a guest may send; anything else ends the session
+FROM_GUEST = frozenset(
+    {
+        Kind.SHELL,
+        Kind.CONTROL,
+        Kind.STDIN,
+        Kind.IOPUB,
+        Kind.HELLO,
+        Kind.READY,
+        Kind.PONG,
+        Kind.KERNEL_DIED,
+        Kind.INTERRUPTED,
+    }
+)
+#: bytes that one call of receive() takes from the socket at the most, so that other work gets its turn
+RECEIVE_BYTES = 1024 * 1024
+#: kinds that go ahead of what is queued: they are small, and an interrupt must not wait behind an upload
+_URGENT = frozenset({Kind.CONTROL, Kind.STDIN, Kind.INTERRUPT, Kind.PING, Kind.CLOCK})
+
+
+class FrameStream:
+    """One guest stream, in a poll loop. Owns the socket that it is given."""
+
+    def __init__(self, sock: socket.socket, max_message: int = MAX_MESSAGE) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._decoder = Decoder(FROM_GUEST, max_message)
+        self._urgent: deque[bytes] = deque()
+        self._bulk: deque[bytes] = deque()
+        self._sending = memoryview(b"")
+        self.bytes_received = 0
+        self.bytes_sent = 0
+
+    def fileno(self) -> int:
+        """The socket's descriptor, for a poller."""
+        return self._sock.fileno()
+
+    @property
+    def idle(self) -> bool:
+        """True if nothing is half received and nothing waits to be sent."""
+        return self._decoder.idle and not self.wants_write
+
+    @property
+    def wants_write(self) -> bool:
+        """True if bytes wait for the socket to become writable: poll for that, then call flush()."""
+        return bool(self._sending or self._urgent or self._bulk)
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes accepted by send_* and not yet written."""
+        return len(self._sending) + sum(map(len, self._urgent)) + sum(map(len, self._bulk))
+
+    def send_parts(self, kind: Kind, parts: list[bytes]) -> None:
+        """Queue one Jupyter message and write what the socket takes now."""
+        queue = self._urgent if kind in _URGENT else self._bulk
+        queue.extend(encode(kind, pack_parts(parts)))
+        self.flush()
+
+    def send_json(self, kind: Kind, fields: dict[str, Any]) -> None:
+        """Queue one JSON message and write what the socket takes now."""
+        queue = self._urgent if kind in _URGENT else self._bulk
+        queue.append(encode_json(kind, fields))
+        self.flush()
+
+    def flush(self) -> bool:
+        """Write what the socket takes now. True when nothing is left. A dead peer is reported by receive()."""
+        while self.wants_write:
+            if not self._sending:
+                self._sending = memoryview((self._urgent or self._bulk).popleft())
+            try:
+                sent = self._sock.send(self._sending)
+            except (BlockingIOError, InterruptedError):
+                return False
+            except OSError:
+                self._drop_queue()
+                return True
+            self.bytes_sent += sent
+            self._sending = self._sending[sent:]
+        return True
+
+    def receive(self) -> list[tuple[Kind, bytes]]:
+        """The messages that have arrived, none if the socket has no data.
+
+        Raises EOFError when the guest has gone, GuestProtocolError when it broke the protocol.
+        """
+        messages: list[tuple[Kind, bytes]] = []
+        taken = 0
+        while taken < RECEIVE_BYTES:
+            try:
+                data = self._sock.recv(256 * 1024)
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError:
+                data = b""
+            if not data:
+                if messages:
+                    break  # the next call reports the end
+                raise EOFError("the guest has closed the stream")
+            taken += len(data)
+            messages.extend(self._decode(data))
+        self.bytes_received += taken
+        return messages
+
+    def close(self) -> None:
+        """Close the socket. The guest agent powers its VM off when it sees that."""
+        self._drop_queue()
+        self._sock.close()
+
+    def _decode(self, data: bytes) -> list[tuple[Kind, bytes]]:
+        try:
+            return list(self._decoder.feed(data))
+        except FrameError as error:
+            raise GuestProtocolError(
+                f"The guest broke the protocol: {error}. Its VM is not used any more.",
+                "Restart the kernel to get a fresh VM.",
+            ) from None
+
+    def _drop_queue(self) -> None:
+        self._urgent.clear()
+        self._bulk.clear()
+        self._sending = memoryview(b"")
