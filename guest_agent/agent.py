@@ -1,0 +1,219 @@
+"""The guest agent: process 1 of the guest. Start: ``python3 -m guest_agent.agent``.
+
+1. In the template: set the guest up, start ipykernel, warm it up, say so on the console, wait. The host takes the
+   golden snapshot now.
+2. In each clone: the wait ends when the host connects. Say hello, become unique, then relay messages between the host
+   and ipykernel until the host goes away, and power off. One connection, the first, for life.
+
+``--local FD`` serves an already connected descriptor in an ordinary process, without a VM and without the duties of
+process 1: for work on the agent and on the kernel process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import socket
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from guest_agent import init, unique
+from guest_agent.frames import JUPYTER_KINDS, PROTOCOL_VERSION, FrameError, Kind, decode_json, unpack_parts
+from guest_agent.kernel import Kernel, pack_message
+from guest_agent.stream import Stream
+from guest_agent.transport import Local, Transport, from_command_line
+
+#: messages taken from one socket before the others get their turn
+_BURST = 64
+
+
+class Agent:
+    """Relays between one host connection and one ipykernel."""
+
+    def __init__(self, transport: Transport, kernel: Kernel, in_vm: bool) -> None:
+        self._transport = transport
+        self._kernel = kernel
+        self._in_vm = in_vm
+        self._died = False
+        self._unique = False
+        self._poller = zmq.Poller()
+        self._known: dict[zmq.Socket[bytes], tuple[Kind, bytes]] = {}
+        self._wakeup, wakeup = socket.socketpair()
+        self._wakeup.setblocking(False)
+        wakeup.setblocking(False)
+        self._wakeup_write = wakeup
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(wakeup.fileno())
+
+    def serve(self) -> None:
+        """Wait for the host, then relay until it has gone."""
+        self._stream = Stream(self._transport.accept())
+        self._poller.register(self._wakeup, zmq.POLLIN)
+        self._poller.register(self._kernel.iopub, zmq.POLLIN)
+        self._stream.send_json(
+            Kind.HELLO, {"protocol": PROTOCOL_VERSION, "kernel_pid": self._kernel.pid, "kernel_info": self._kernel.info}
+        )
+        with contextlib.suppress(EOFError, FrameError):
+            while True:
+                self._stream.flush()
+                self._turn()
+
+    def _turn(self) -> None:
+        """One turn of the loop: sleep until something is ready, then do a bounded amount of each kind of work."""
+        wanted = zmq.POLLIN | (zmq.POLLOUT if self._stream.wants_write else 0)
+        self._poller.register(self._stream.fd, wanted)
+        ready = dict(self._poller.poll())
+        events = ready.pop(self._stream.fd, 0)
+        if events & (zmq.POLLIN | zmq.POLLERR):
+            self._from_host()
+        if ready.pop(self._wakeup.fileno(), 0):
+            self._children_ended()
+        # outputs ahead of the reply that ends them
+        if ready.pop(self._kernel.iopub, 0):
+            self._forward(self._kernel.iopub, Kind.IOPUB, b"")
+        for sock in ready:
+            if sock in self._known:
+                self._forward(sock, *self._known[sock])
+
+    def _from_host(self) -> None:
+        for kind, body in self._stream.receive():
+            if kind in JUPYTER_KINDS:
+                self._to_kernel(kind, unpack_parts(body))
+            else:
+                self._obey(kind, decode_json(body))
+
+    def _to_kernel(self, kind: Kind, parts: list[bytes]) -> None:
+        if len(parts) < 5 or not parts[0] or len(parts[0]) > 255:
+            raise FrameError(f"a {kind.name} message of {len(parts)} parts")
+        if self._kernel.send(kind, parts):
+            self._clients_changed()
+
+    def _clients_changed(self) -> None:
+        known = self._kernel.sockets()
+        for gone in self._known.keys() - known.keys():
+            self._poller.unregister(gone)
+        for new in known.keys() - self._known.keys():
+            self._poller.register(new, zmq.POLLIN)
+        self._known = known
+
+    def _obey(self, kind: Kind, fields: dict[str, Any]) -> None:
+        if kind is Kind.UNIQUE:
+            self._become_unique(unique.Identity.from_message(fields))
+        elif kind is Kind.PING:
+            self._stream.send_json(Kind.PONG, self._health(fields))
+        elif kind is Kind.INTERRUPT:
+            done = self._kernel.interrupt()
+            self._stream.send_json(Kind.INTERRUPTED, {"seq": fields.get("seq"), "ok": done})
+        elif kind is Kind.CLOCK and self._in_vm:
+            unique.set_clock(int(fields["time_ns"]))
+
+    def _become_unique(self, identity: unique.Identity) -> None:
+        if self._unique:
+            raise FrameError("a second UNIQUE message")
+        started = time.monotonic()
+        self._unique = True
+        if self._in_vm:
+            unique.apply(identity)
+        try:
+            self._kernel.renew(identity.session)
+        except RuntimeError as error:
+            self._stream.send_json(Kind.READY, {"error": str(error)})
+        else:
+            took_ms = 1000 * (time.monotonic() - started)
+            self._stream.send_json(Kind.READY, {"session": identity.session, "ms": round(took_ms, 2)})
+
+    def _health(self, fields: dict[str, Any]) -> dict[str, Any]:
+        memory = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return {
+            "seq": fields.get("seq"),
+            "uptime_s": round(time.monotonic(), 3),
+            "mem_available_kib": int(memory["MemAvailable"].split()[0]),
+            "kernel_alive": not self._died,
+        }
+
+    def _forward(self, sock: zmq.Socket[bytes], kind: Kind, identity: bytes) -> None:
+        for _ in range(_BURST):
+            try:
+                raw = sock.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            body = pack_message(identity, raw)
+            if body is not None:
+                self._stream.send(kind, body)
+
+    def _children_ended(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._wakeup.recv(4096)
+        status = self._kernel_status()
+        if status is None or self._died:
+            return
+        self._died = True
+        self._forward_rest()
+        number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+        code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
+        reason = f"killed by {signal.Signals(number).name}" if number else f"it exited with status {code}"
+        self._stream.send_json(Kind.KERNEL_DIED, {"exit_code": code, "signal": number, "reason": reason})
+
+    def _kernel_status(self) -> int | None:
+        if self._in_vm:
+            return init.reap().get(self._kernel.pid)
+        with contextlib.suppress(ChildProcessError):
+            pid, status = os.waitpid(self._kernel.pid, os.WNOHANG)
+            return status if pid else None
+        return None
+
+    def _forward_rest(self) -> None:
+        """What ipykernel still sent before it ended; its sockets deliver it even now."""
+        time.sleep(0.05)
+        while self._kernel.iopub.poll(0):
+            self._forward(self._kernel.iopub, Kind.IOPUB, b"")
+        for sock, (kind, identity) in self._known.items():
+            self._forward(sock, kind, identity)
+
+
+def main() -> None:
+    """Entry point, in the guest and (with --local) outside it."""
+    parser = argparse.ArgumentParser(prog="guest_agent")
+    parser.add_argument("--local", type=int, metavar="FD", help="serve this connected descriptor, without a VM")
+    arguments = parser.parse_args()
+    if arguments.local is not None:
+        _serve_locally(arguments.local)
+        return
+    try:
+        _serve_in_vm()
+    except BaseException as error:
+        init.console(f"failed: {type(error).__name__}: {error}")
+    finally:
+        init.power_off()
+
+
+def _serve_in_vm() -> None:
+    init.set_up()
+    transport = from_command_line(Path("/proc/cmdline").read_text().split())
+    kernel = Kernel(Path("/run/vm-kernel"), as_user=True)
+    kernel.start()
+    kernel.warm_up()
+    agent = Agent(transport, kernel, in_vm=True)
+    init.console("warm")
+    agent.serve()
+
+
+def _serve_locally(fd: int) -> None:
+    with tempfile.TemporaryDirectory(prefix="vm-kernel-agent-") as folder:
+        kernel = Kernel(Path(folder), as_user=False)
+        kernel.start()
+        try:
+            Agent(Local(fd), kernel, in_vm=False).serve()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(kernel.pid, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""The guest's ipykernel: its process and the ZeroMQ sockets that stand in for the host's clients.
+
+Inside the guest messages carry no signature: the sockets are unix sockets of the user whose code runs anyway, and
+leaving the HMAC out saves time that emulation makes dear.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from guest_agent.frames import Kind, pack_parts
+from guest_agent.init import USER_HOME, USER_ID, USER_NAME
+
+DELIMITER = b"<IDS|MSG>"
+#: clients that are remembered at the same time; the one that has been silent longest goes first
+MAX_CLIENTS = 1024
+#: processes and threads that the user's code may have, so that a fork bomb leaves the guest usable
+MAX_PROCESSES = 1024
+#: the identity of the agent's own requests, which no client can have: jupyter_client's are longer
+_OWN_IDENTITY = b"\x01vm"
+_PORTS = {"shell": 1, "iopub": 2, "stdin": 3, "control": 4, "hb": 5}
+
+
+class Kernel:
+    """One ipykernel process in a process group of its own, and everything that talks to it."""
+
+    def __init__(self, folder: Path, as_user: bool) -> None:
+        self._folder = folder
+        self._as_user = as_user
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
+        self.iopub = self._context.socket(zmq.SUB)
+        self.iopub.setsockopt(zmq.RCVHWM, 0)
+        self.iopub.subscribe(b"")
+        self._clients: OrderedDict[tuple[Kind, bytes], zmq.Socket[bytes]] = OrderedDict()
+        self._own = self._dealer("shell", _OWN_IDENTITY)
+        self._process: subprocess.Popen[bytes] | None = None
+        self.info: dict[str, Any] = {}
+
+    @property
+    def pid(self) -> int:
+        """Process id of ipykernel; also its process group."""
+        return self._process.pid if self._process else 0
+
+    def start(self) -> None:
+        """Start ipykernel and wait until it answers."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        connection = self._folder / "connection.json"
+        connection.write_text(json.dumps(self._connection_info()))
+        if self._as_user:
+            os.chown(self._folder, USER_ID, USER_ID)
+            os.chown(connection, USER_ID, USER_ID)
+        self._process = self._spawn(connection)
+        self.iopub.connect(self._endpoint("iopub"))
+        self.info = self._request("kernel_info_request", {}, timeout_s=120)
+
+    def warm_up(self) -> None:
+        """Use what a session will use, so that the snapshot has it in memory."""
+        self.run_silently("__import__('_vm_kernel_renew').preload()", timeout_s=300)
+        self._request("complete_request", {"code": "import os; os.pat", "cursor_pos": 17}, timeout_s=120)
+        self._request("inspect_request", {"code": "print", "cursor_pos": 5, "detail_level": 0}, timeout_s=60)
+        self.run_silently("pass", timeout_s=60)
+        self.drop_iopub()
+
+    def renew(self, session: str) -> None:
+        """Make this clone's kernel process unique. Raises RuntimeError if it cannot."""
+        self.run_silently(f"__import__('_vm_kernel_renew').renew({session!r})", timeout_s=30)
+        self.drop_iopub()
+
+    def run_silently(self, code: str, timeout_s: float) -> None:
+        """Run code of ours; the user's namespace, history and execution count stay as they are."""
+        content = {"code": code, "silent": True, "store_history": False, "allow_stdin": False}
+        reply = self._request("execute_request", content, timeout_s)
+        if reply.get("status") != "ok":
+            raise RuntimeError(f"{reply.get('ename')}: {reply.get('evalue')}")
+
+    def drop_iopub(self, settle_s: float = 0.25) -> None:
+        """Throw away the messages that our own requests caused, up to and including the last 'idle'."""
+        deadline = time.monotonic() + settle_s
+        while self.iopub.poll(max(0, int(1000 * (deadline - time.monotonic())))):
+            content = self.iopub.recv_multipart()[-1]
+            if b'"idle"' in content and not self.iopub.poll(0):
+                return
+
+    def send(self, kind: Kind, parts: list[bytes]) -> bool:
+        """Hand a client's message to ipykernel, as if that client were connected. True if sockets() has changed."""
+        key = (kind, parts[0])
+        new = key not in self._clients
+        if new:
+            self._admit(parts[0])
+        self._clients.move_to_end(key)
+        self._clients[key].send_multipart([DELIMITER, b"", *parts[1:]])
+        return new
+
+    def sockets(self) -> dict[zmq.Socket[bytes], tuple[Kind, bytes]]:
+        """The sockets on which replies arrive, each with its channel and client."""
+        return {socket: key for key, socket in self._clients.items()}
+
+    def interrupt(self) -> bool:
+        """SIGINT to the process group, children included. False if there is no such process."""
+        try:
+            os.killpg(self.pid, signal.SIGINT)
+        except (ProcessLookupError, PermissionError):
+            return False
+        return True
+
+    def _admit(self, identity: bytes) -> None:
+        """A new client: connect all its channels, stdin first, because input() in its first cell asks there."""
+        while len(self._clients) >= 3 * MAX_CLIENTS:
+            self._clients.popitem(last=False)[1].close(linger=0)
+        for kind, channel in ((Kind.STDIN, "stdin"), (Kind.CONTROL, "control"), (Kind.SHELL, "shell")):
+            if (kind, identity) not in self._clients:
+                self._clients[kind, identity] = self._dealer(channel, identity)
+
+    def _dealer(self, channel: str, identity: bytes) -> zmq.Socket[bytes]:
+        socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.ROUTING_ID, identity)
+        socket.setsockopt(zmq.SNDHWM, 0)
+        socket.setsockopt(zmq.RCVHWM, 0)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.connect(self._endpoint(channel))
+        return socket
+
+    def _endpoint(self, channel: str) -> str:
+        return f"ipc://{self._folder}/k-{_PORTS[channel]}"
+
+    def _connection_info(self) -> dict[str, Any]:
+        ports = {f"{channel}_port": port for channel, port in _PORTS.items()}
+        return {"transport": "ipc", "ip": f"{self._folder}/k", "key": "", "signature_scheme": "hmac-sha256", **ports}
+
+    def _spawn(self, connection: Path) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-s", str(Path(__file__).with_name("launch.py")), "-f", str(connection)]
+        if not self._as_user:
+            return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+        environment = {
+            "HOME": USER_HOME,
+            "USER": USER_NAME,
+            "LOGNAME": USER_NAME,
+            "SHELL": "/bin/bash",
+            "LANG": "C.UTF-8",
+            "PATH": f"{USER_HOME}/.local/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+        }
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd=USER_HOME,
+            env=environment,
+            user=USER_ID,
+            group=USER_ID,
+            extra_groups=[],
+            preexec_fn=_limit,
+        )
+
+    def _request(self, kind: str, content: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        """A request of our own on shell and its reply's content. Raises RuntimeError if none comes in time."""
+        header = {
+            "msg_id": uuid.uuid4().hex,
+            "msg_type": kind,
+            "session": "agent",
+            "username": "agent",
+            "date": "2020-01-01T00:00:00Z",
+            "version": "5.3",
+        }
+        parts = [json.dumps(part).encode() for part in (header, {}, {}, content)]
+        self._own.send_multipart([DELIMITER, b"", *parts])
+        deadline = time.monotonic() + timeout_s
+        while self._own.poll(max(0, int(1000 * min(0.5, deadline - time.monotonic())))) == 0:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"ipykernel did not answer a {kind} within {timeout_s:.0f} s")
+            if self._process is None or self._process.poll() is not None:
+                raise RuntimeError("ipykernel ended while it was being prepared")
+        reply: dict[str, Any] = json.loads(self._own.recv_multipart()[5])
+        return reply
+
+
+def _limit() -> None:
+    """In the child, before ipykernel: the agent must outlive what the user's code does to the guest."""
+    resource.setrlimit(resource.RLIMIT_NPROC, (MAX_PROCESSES, MAX_PROCESSES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("0")
+
+
+def pack_message(identity: bytes, raw: list[bytes]) -> bytes | None:
+    """A message of ipykernel as the body of a frame; None if it is not one. ``raw``: [topic,] delimiter, signature…"""
+    try:
+        at = raw.index(DELIMITER)
+    except ValueError:
+        return None
+    if len(raw) < at + 6:
+        return None
+    return pack_parts([identity or b"".join(raw[:at]), *raw[at + 2 :]])

@@ -1,0 +1,99 @@
+"""What the pool service says to a fresh clone, step by step, before anybody may use it. Blocking, with a deadline."""
+
+from __future__ import annotations
+
+import secrets
+import select
+import socket
+import time
+import uuid
+from typing import Any, NamedTuple
+
+from guest_agent.frames import PROTOCOL_VERSION, FrameError, Kind, decode_json
+from vm_kernel.errors import CloneError, GuestProtocolError
+from vm_kernel.guest.channel import FrameStream
+
+ENTROPY_BYTES = 64
+
+
+class Hello(NamedTuple):
+    """What the agent says when the host has connected."""
+
+    kernel_pid: int
+    kernel_info: dict[str, Any]
+
+
+def claim(sock: socket.socket, name: str, timeout_s: float = 30.0) -> Hello:
+    """Take the agent's only connection, make the clone unique, and see that its kernel answers.
+
+    The pool service calls it in its executor for every clone. ``name`` becomes the guest's host name. Raises
+    CloneError if the guest does not answer in time or says that it failed, GuestProtocolError if it sends garbage.
+    The socket belongs to the caller, before and after.
+    """
+    stream = FrameStream(sock)
+    deadline = time.monotonic() + timeout_s
+    hello = _expect(stream, Kind.HELLO, deadline)
+    if hello.get("protocol") != PROTOCOL_VERSION or not isinstance(hello.get("kernel_info"), dict):
+        raise GuestProtocolError(
+            f"The guest agent speaks protocol {hello.get('protocol')!r}; this host speaks {PROTOCOL_VERSION}.",
+            "Run `vm-kernel pool stop`; the golden snapshot is built anew at the next start.",
+        )
+    stream.send_json(Kind.UNIQUE, _identity(name))
+    ready = _expect(stream, Kind.READY, deadline)
+    if "error" in ready:
+        raise CloneError(f"The clone could not be made unique: {str(ready['error'])[:500]}")
+    ping(stream, deadline)
+    if not stream.idle:
+        raise GuestProtocolError("The guest sent more than it was asked for, before its VM was leased.")
+    return Hello(int(hello.get("kernel_pid") or 0), hello["kernel_info"])
+
+
+def check_health(sock: socket.socket, timeout_s: float = 5.0) -> dict[str, Any]:
+    """Ask a warm VM's agent how it is. Raises CloneError or GuestProtocolError if it is not to be leased."""
+    health = ping(FrameStream(sock), time.monotonic() + timeout_s)
+    if health.get("kernel_alive") is not True:
+        raise CloneError("The kernel of a warm VM has ended.")
+    return health
+
+
+def ping(stream: FrameStream, deadline: float) -> dict[str, Any]:
+    """A PING and its PONG."""
+    seq = secrets.randbits(32)
+    stream.send_json(Kind.PING, {"seq": seq})
+    pong = _expect(stream, Kind.PONG, deadline)
+    if pong.get("seq") != seq:
+        raise GuestProtocolError("The guest answered a PING that nobody sent.")
+    return pong
+
+
+def _identity(name: str) -> dict[str, Any]:
+    return {
+        "entropy": secrets.token_hex(ENTROPY_BYTES),
+        "time_ns": time.time_ns(),
+        "hostname": name,
+        "machine_id": uuid.uuid4().hex,
+        "boot_id": str(uuid.uuid4()),
+        "session": str(uuid.uuid4()),
+    }
+
+
+def _expect(stream: FrameStream, kind: Kind, deadline: float) -> dict[str, Any]:
+    """The next message, which must be of that kind."""
+    while True:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise CloneError(f"The guest sent no {kind.name} in time.")
+        select.select([stream], [stream] if stream.wants_write else [], [], left)
+        stream.flush()
+        try:
+            messages = stream.receive()
+        except EOFError:
+            raise CloneError(f"The guest closed its stream instead of sending {kind.name}.") from None
+        if messages:
+            break
+    if len(messages) != 1 or messages[0][0] is not kind:
+        raise GuestProtocolError(f"The guest sent {[k.name for k, _ in messages]} where {kind.name} was due.")
+    try:
+        return decode_json(messages[0][1])
+    except FrameError as error:
+        raise GuestProtocolError(f"The guest broke the protocol: {error}.") from None
