@@ -1,0 +1,31 @@
+"""How the host reaches a guest agent. The other half is ``guest_agent.transport``."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from guest_agent.transport import VSOCK_PORT
+from vm_kernel.errors import CloneError
+
+
+def connect(channel_path: Path | None, cid: int | None, timeout_s: float = 10.0) -> socket.socket:
+    """Connect to the agent of one VM: over its virtio-serial channel's unix socket, or over vsock to ``cid``.
+
+    Raises CloneError. The caller owns the socket.
+    """
+    if channel_path is not None:
+        return _connected(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), str(channel_path), timeout_s)
+    if cid is not None and cid > socket.VMADDR_CID_HOST:
+        return _connected(socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM), (cid, VSOCK_PORT), timeout_s)
+    raise CloneError(f"A VM without a channel to its agent (CID {cid}).")
+
+
+def _connected(sock: socket.socket, address: str | tuple[int, int], timeout_s: float) -> socket.socket:
+    sock.settimeout(timeout_s)
+    try:
+        sock.connect(address)
+    except OSError as error:
+        sock.close()
+        raise CloneError(f"The guest agent at {address} cannot be reached: {error}.") from None
+    return sock

@@ -1,0 +1,153 @@
+"""Makes VMs: the one place where images, the hypervisor and the guest handshake come together. Everything blocks.
+
+The pool calls it in its executor, several clones at once.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from vm_kernel import paths
+from vm_kernel.config import PoolConfig, Profile
+from vm_kernel.errors import CloneError
+from vm_kernel.guest import handshake
+from vm_kernel.guest.transport import connect
+from vm_kernel.image.initramfs import boot_initrd
+from vm_kernel.image.store import Image, open_image
+from vm_kernel.vm import host
+from vm_kernel.vm.golden import GoldenSnapshot, load_or_build
+from vm_kernel.vm.hypervisor import Hypervisor
+from vm_kernel.vm.machine import Machine, clone
+from vm_kernel.vm.memory import unique_memory
+from vm_kernel.vm.spec import VMSpec
+
+Progress = Callable[[str, float], None]
+
+
+class Source(NamedTuple):
+    """What the VMs of one profile are forked from."""
+
+    image: Image
+    golden: GoldenSnapshot
+
+
+class WarmMachine(NamedTuple):
+    """A clone that is unique, answers, and has our connection to its agent."""
+
+    machine: Machine
+    stream: socket.socket
+    warm_s: float
+
+
+class VMFactory:
+    """Owns the hypervisor connection of one pool service."""
+
+    def __init__(self, config: PoolConfig) -> None:
+        self._config = config
+        self._building = threading.Lock()
+        self._hypervisor: Hypervisor | None = None
+        self.accelerator: host.Accelerator | None = None
+        self.transport: host.Transport | None = None
+        self.qemu_version = self.libvirt_version = ""
+
+    def open(self) -> int:
+        """Open libvirt and clear what a crashed service left. Returns how many VMs that were. Raises HostError."""
+        self.qemu_version, self.libvirt_version = host.qemu_version(), host.libvirt_version()
+        self._hypervisor = Hypervisor.open(paths.run_dir() / "lv", self._config.libvirt_uri)
+        return self._hypervisor.destroy_leftovers()
+
+    def close(self) -> None:
+        """Leave nothing running."""
+        if self._hypervisor is not None:
+            self._hypervisor.close()
+            self._hypervisor = None
+
+    def source(self, profile: Profile, progress: Progress) -> Source:
+        """The golden snapshot of a profile, loaded, or built if there is none that fits.
+
+        Raises ImageError, HostError, GoldenError. One at a time: two profiles may share a snapshot.
+        """
+        image = open_image(profile.image)
+        with self._building:
+            self._probe(image, progress)
+            golden = load_or_build(self.hypervisor, self._spec(image, profile), paths.golden_dir(), progress)
+        self._publish(profile, image)
+        return Source(image, golden)
+
+    def warm_machine(self, source: Source, name: str) -> WarmMachine:
+        """Fork a VM, connect to its agent, make it unique. Raises VMError; nothing is left behind then."""
+        started = time.perf_counter()
+        machine = clone(self.hypervisor, source.golden, name)
+        try:
+            stream = connect(machine.channel_path, machine.cid)
+            try:
+                handshake.claim(stream, name)
+            except BaseException:
+                stream.close()
+                raise
+        except BaseException:
+            machine.destroy()
+            raise
+        return WarmMachine(machine, stream, time.perf_counter() - started)
+
+    def memory_mib(self, machine: Machine) -> float | None:
+        """Memory of the host that this VM has for itself, in MiB; None if it has ended."""
+        try:
+            return round(unique_memory(machine.pid) / (1 << 20), 1)
+        except OSError:
+            return None
+
+    @property
+    def hypervisor(self) -> Hypervisor:
+        """The open hypervisor. Raises CloneError if the service is on its way out."""
+        if self._hypervisor is None:
+            raise CloneError("The pool service is stopping.")
+        return self._hypervisor
+
+    def _probe(self, image: Image, progress: Progress) -> None:
+        if self.transport is None:
+            self.transport = host.resolve_transport(self._config.transport)
+        if self.accelerator is None:
+            progress("checking whether KVM can run a guest", 0.0)
+            self.accelerator = host.resolve_accelerator(
+                self._config.accelerator, paths.home() / "host-probe.json", image.kernel
+            )
+
+    def _spec(self, image: Image, profile: Profile) -> VMSpec:
+        assert self.accelerator is not None
+        assert self.transport is not None
+        new = paths.make_private_dir(paths.home() / "boot") / "new.initrd"
+        agent_digest = boot_initrd(image, new)
+        # named by content: another agent or image never changes a file that a running VM was started from
+        initrd = new.replace(new.with_name(f"{image.digest[:16]}-{agent_digest[:16]}.initrd"))
+        return VMSpec(
+            kernel=image.kernel,
+            initrd=initrd,
+            root=image.root,
+            image_digest=image.digest,
+            agent_digest=agent_digest,
+            memory_mib=profile.memory_mib,
+            vcpus=profile.vcpus,
+            accelerator=self.accelerator.kind,
+            transport=self.transport.kind,
+        )
+
+    def _publish(self, profile: Profile, image: Image) -> None:
+        """Tell kernel processes that have no VM yet what their kernel_info will be."""
+        assert self.accelerator is not None
+        assert self.transport is not None
+        facts: dict[str, Any] = {
+            "kernel_info": image.manifest.kernel_info,
+            "image": image.name,
+            "accelerator": self.accelerator.kind,
+            "transport": self.transport.kind,
+        }
+        target = paths.profile_facts(profile.name)
+        new = target.with_suffix(".new")
+        new.write_text(json.dumps(facts))
+        new.replace(target)

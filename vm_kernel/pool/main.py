@@ -1,0 +1,112 @@
+"""Start-up of the pool service: configuration, privileges, lock, log. What it then does is in ``service``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import json
+import logging
+import os
+import sys
+from logging.handlers import RotatingFileHandler
+
+import structlog
+
+from vm_kernel import paths
+from vm_kernel.config import LoadedConfig, load_config
+from vm_kernel.errors import VMKernelError
+from vm_kernel.pool import privileges
+from vm_kernel.pool.protocol import error_event
+from vm_kernel.pool.service import PoolService
+
+LOG_BYTES = 4 * 1024 * 1024
+LOG_FILES = 3
+
+
+class Starter:
+    """Tells whoever started us, over an inherited pipe, that we listen or why we do not."""
+
+    def __init__(self, fd: int | None) -> None:
+        self._fd = fd
+
+    def say(self, event: dict[str, object]) -> None:
+        """Say it once; later calls do nothing."""
+        if self._fd is None:
+            return
+        try:
+            os.write(self._fd, json.dumps(event).encode())
+        except OSError:
+            structlog.get_logger().warning("starter_gone")
+        os.close(self._fd)
+        self._fd = None
+
+
+def main() -> None:
+    """Entry point. Exit status 0 after a graceful stop or if a service runs already, 1 on an error."""
+    parser = argparse.ArgumentParser(prog="python -m vm_kernel.pool", description="The pool service of VM Sandbox.")
+    parser.add_argument("--ready-fd", type=int, help="a descriptor on which to say that the service listens")
+    starter = Starter(parser.parse_args().ready_fd)
+    try:
+        loaded = load_config()
+        caller = privileges.drop(loaded.pool.user)
+        _make_folders()
+        lock = _lock()
+        if lock is None:
+            starter.say({"event": "running"})
+            return
+        _log_to_file()
+        _serve(loaded, caller, starter)
+    except VMKernelError as error:
+        starter.say(error_event(error))
+        print(f"vm-kernel pool: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except Exception as error:
+        unexpected = VMKernelError(f"The pool service failed to start: {type(error).__name__}: {error}")
+        starter.say(error_event(unexpected))
+        raise
+
+
+def _serve(loaded: LoadedConfig, caller: int, starter: Starter) -> None:
+    log = structlog.get_logger()
+    log.info("service_starts", pid=os.getpid(), uid=os.geteuid(), config=[str(path) for path in loaded.files])
+    service = PoolService(loaded.pool, allowed_uids={0, os.geteuid(), caller})
+    try:
+        asyncio.run(service.run(on_listening=lambda: starter.say({"event": "listening"})))
+    except Exception:
+        log.exception("service_failed")
+        raise
+    log.info("service_ends", pid=os.getpid())
+
+
+def _make_folders() -> None:
+    for folder in (paths.home(), paths.run_dir(), paths.golden_dir(), paths.log_file().parent):
+        paths.make_private_dir(folder)
+
+
+def _lock() -> int | None:
+    """A lock that lasts as long as this process; None if another service of this home holds it."""
+    fd = os.open(paths.run_dir() / "pool.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def _log_to_file() -> None:
+    """JSON lines, rotated."""
+    handler = RotatingFileHandler(paths.log_file(), maxBytes=LOG_BYTES, backupCount=LOG_FILES)
+    logging.basicConfig(handlers=[handler], format="%(message)s", level=logging.INFO)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.dict_tracebacks,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )

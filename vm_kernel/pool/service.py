@@ -1,0 +1,207 @@
+"""The pool service's event loop: its socket, its connections, its end. VMs are in ``pool``, start-up in ``main``."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import struct
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+
+from vm_kernel import __version__, paths
+from vm_kernel.config import PoolConfig
+from vm_kernel.errors import PoolRequestError, VMKernelError
+from vm_kernel.pool.factory import VMFactory
+from vm_kernel.pool.lease import serve_lease
+from vm_kernel.pool.metrics import Durations
+from vm_kernel.pool.pool import ProfilePool
+from vm_kernel.pool.protocol import MAX_REQUEST, decode, encode, error_event
+from vm_kernel.pool.status import status_of
+
+#: a client that connects must say what it wants within so many seconds
+REQUEST_TIMEOUT_S = 10.0
+#: connections at the same time; further ones wait in the socket's backlog
+MAX_CONNECTIONS = 1000
+
+
+class PoolService:
+    """Serves leases until it is told to stop, gets SIGTERM, or has been idle for long enough."""
+
+    def __init__(self, config: PoolConfig, allowed_uids: set[int]) -> None:
+        self.config = config
+        self.factory = VMFactory(config)
+        self.acquire_times = Durations()
+        self.leases = 0
+        self.started_at = datetime.now(UTC)
+        self.pools: dict[str, ProfilePool] = {}
+        self._allowed_uids = allowed_uids
+        self._executor = ThreadPoolExecutor(max_workers=2 * max(4, os.cpu_count() or 1), thread_name_prefix="vm")
+        self._stopping = asyncio.Event()
+        self._connections: set[asyncio.Task[None]] = set()
+        self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._stoppers: list[asyncio.Future[None]] = []
+        self._log = structlog.get_logger()
+
+    async def run(self, on_listening: Callable[[], None]) -> None:
+        """Serve until the end. Raises HostError if libvirt cannot be opened; leaves nothing running or behind."""
+        listener = _listen()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        try:
+            leftovers = await loop.run_in_executor(self._executor, self.factory.open)
+            if leftovers:
+                self._log.warning("leftovers_destroyed", vms=leftovers)
+            on_listening()
+            self.pool("default").start()
+            accepting = asyncio.create_task(self._accept(listener))
+            idling = asyncio.create_task(self._idle_exit())
+            await self._stopping.wait()
+            accepting.cancel()
+            idling.cancel()
+        finally:
+            await self._shut_down(listener)
+
+    def pool(self, profile: str) -> ProfilePool:
+        """The pool of a profile. Raises UnknownProfile."""
+        if profile not in self.pools:
+            self.pools[profile] = ProfilePool(
+                self.config.profile(profile), self.factory, self._executor, self.config.acquire_timeout_s
+            )
+        return self.pools[profile]
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._slots.acquire()
+            try:
+                connection, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                # out of descriptors, say: leave time for some to be freed
+                self._slots.release()
+                self._log.error("accept_failed", error=str(error))
+                await asyncio.sleep(0.5)
+                continue
+            task = asyncio.create_task(self._serve(connection))
+            self._connections.add(task)
+            task.add_done_callback(self._connection_done)
+
+    def _connection_done(self, task: asyncio.Task[None]) -> None:
+        self._connections.discard(task)
+        self._slots.release()
+
+    async def _serve(self, connection: socket.socket) -> None:
+        """One connection, from its request to its end. Never raises."""
+        connection.setblocking(False)
+        try:
+            pid = self._check_peer(connection)
+            while request := await _request(connection):
+                await self._answer(connection, request, pid)
+        except VMKernelError as error:
+            self._log.info("request_refused", error=type(error).__name__, message=error.message)
+            with suppress(OSError):
+                connection.send(encode(error_event(error)))
+        except (OSError, asyncio.CancelledError):
+            pass
+        except Exception:
+            self._log.exception("connection_failed")
+        finally:
+            connection.close()
+
+    async def _answer(self, connection: socket.socket, request: dict[str, Any], pid: int) -> None:
+        loop = asyncio.get_running_loop()
+        match request.get("op"):
+            case "acquire":
+                await serve_lease(self, connection, request, pid)
+            case "status":
+                status = await status_of(self)
+                await loop.sock_sendall(connection, encode({"event": "status", **status}))
+            case "stop":
+                self._log.info("stop_requested", pid=pid)
+                gone = loop.create_future()
+                self._stoppers.append(gone)
+                self._stopping.set()
+                await asyncio.shield(gone)
+                await loop.sock_sendall(connection, encode({"event": "stopped"}))
+            case other:
+                raise PoolRequestError(
+                    f"The pool service was asked for {str(other)[:100]!r}, which it does not know.",
+                    f"This is vm-kernel {__version__}; restart the service after an upgrade: `vm-kernel pool stop`.",
+                )
+
+    def _check_peer(self, connection: socket.socket) -> int:
+        """The process id of whoever connected. Raises PoolRequestError if the user may not use this pool."""
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        pid, uid, _ = struct.unpack("3i", credentials)
+        if uid not in self._allowed_uids:
+            raise PoolRequestError(f"User {uid} may not use the pool of user {os.geteuid()}.", "Start your own.")
+        return int(pid)
+
+    async def _idle_exit(self) -> None:
+        """End the service when nobody has been connected for a while."""
+        if not self.config.idle_exit_s:
+            return
+        busy_until = time.monotonic()
+        while True:
+            await asyncio.sleep(min(5.0, self.config.idle_exit_s / 4))
+            if self._connections:
+                busy_until = time.monotonic()
+            elif time.monotonic() - busy_until >= self.config.idle_exit_s:
+                self._log.info("idle_exit", idle_s=self.config.idle_exit_s)
+                self._stopping.set()
+
+    async def _shut_down(self, listener: socket.socket) -> None:
+        """New clients find no socket; VMs go; then the connections are closed."""
+        paths.pool_socket().unlink(missing_ok=True)
+        listener.close()
+        await asyncio.gather(*(pool.close() for pool in self.pools.values()))
+        await asyncio.get_running_loop().run_in_executor(self._executor, self.factory.close)
+        for facts in paths.run_dir().glob("profile-*"):
+            facts.unlink(missing_ok=True)
+        for gone in self._stoppers:
+            gone.set_result(None)
+        # those who asked for the stop get their answer; the others are cut
+        _, pending = await asyncio.wait(self._connections, timeout=0.2) if self._connections else (None, set())
+        for task in pending:
+            task.cancel()
+        self._executor.shutdown()
+
+
+def _listen() -> socket.socket:
+    """The pool's socket, for our user alone. Call with the lock held: what is there is a dead service's."""
+    path = paths.pool_socket()
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    path.chmod(0o700)
+    listener.listen(128)
+    listener.setblocking(False)
+    return listener
+
+
+async def _request(connection: socket.socket) -> dict[str, Any] | None:
+    """The next request of a connection, None when it was closed. Raises PoolRequestError."""
+    loop = asyncio.get_running_loop()
+    received = b""
+    try:
+        async with asyncio.timeout(REQUEST_TIMEOUT_S):
+            while not received.endswith(b"\n"):
+                data = await loop.sock_recv(connection, 4096)
+                if not data:
+                    if received:
+                        decode(received)
+                    return None
+                received += data
+                if len(received) > MAX_REQUEST:
+                    raise PoolRequestError(f"A request of more than {MAX_REQUEST} bytes.", "See pool/protocol.py.")
+    except TimeoutError:
+        raise PoolRequestError(f"No request within {REQUEST_TIMEOUT_S:g} s.", "Connect when there is one.") from None
+    return decode(received)

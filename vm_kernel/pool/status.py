@@ -1,0 +1,105 @@
+"""What ``pool status`` and ``%pool_status`` show: the service's state as plain data."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vm_kernel import __version__
+from vm_kernel.pool.state import PooledVM, VMState
+
+if TYPE_CHECKING:
+    from vm_kernel.pool.pool import ProfilePool
+    from vm_kernel.pool.service import PoolService
+
+
+async def status_of(service: PoolService) -> dict[str, Any]:
+    """Everything, as JSON-able data. Sizes in MiB, durations in seconds or (``_ms``) milliseconds."""
+    now = datetime.now(UTC)
+    for profile in service.config.all_profiles():
+        service.pool(profile.name)
+    pools = list(service.pools.values())
+    vms = [vm for pool in pools for vm in pool.vms]
+    memory = await asyncio.get_running_loop().run_in_executor(None, _memory, service, vms)
+    accelerator, transport = service.factory.accelerator, service.factory.transport
+    return {
+        "version": __version__,
+        "pid": os.getpid(),
+        "started_at": service.started_at.isoformat(),
+        "uptime_s": round((now - service.started_at).total_seconds(), 1),
+        "accelerator": {"kind": accelerator.kind, "reason": accelerator.reason} if accelerator else None,
+        "transport": {"kind": transport.kind, "reason": transport.reason} if transport else None,
+        "qemu_version": service.factory.qemu_version,
+        "libvirt_version": service.factory.libvirt_version,
+        "libvirt_uri": service.config.libvirt_uri or "qemu:///embed",
+        "host_memory_available_mib": _memory_available_mib(),
+        "acquire_ms": service.acquire_times.summary(),
+        "clone_ms": _clone_summary(pools),
+        "totals": {
+            "leases": service.leases,
+            "clones": sum(pool.clone_times.summary()["count"] for pool in pools),
+            "failures": sum(pool.failures for pool in pools),
+        },
+        "profiles": [_profile(pool) for pool in pools],
+        "vms": [_vm(vm, memory.get(vm.name)) for vm in sorted(vms, key=lambda vm: vm.created_at)],
+    }
+
+
+def _memory(service: PoolService, vms: list[PooledVM]) -> dict[str, float | None]:
+    return {vm.name: service.factory.memory_mib(vm.machine) for vm in vms if vm.machine is not None}
+
+
+def _clone_summary(pools: list[ProfilePool]) -> dict[str, Any]:
+    """The busiest profile's: times of different profiles do not mix."""
+    summaries = [pool.clone_times.summary() for pool in pools]
+    return max(summaries, key=lambda summary: int(summary["count"]))
+
+
+def _profile(pool: ProfilePool) -> dict[str, Any]:
+    profile = pool.profile
+    return {
+        "name": profile.name,
+        "image": profile.image,
+        "memory_mib": profile.memory_mib,
+        "vcpus": profile.vcpus,
+        "min_warm": profile.min_warm,
+        "max_vms": profile.max_vms,
+        "warm": pool.count(VMState.WARM),
+        "leased": pool.count(VMState.LEASED) + pool.count(VMState.CHECKPOINTING),
+        "booting": pool.count(VMState.BOOTING),
+        "waiting": pool.waiting,
+        "state": pool.state,
+        "detail": pool.detail,
+        "golden_key": pool.source.golden.key if pool.source else None,
+    }
+
+
+def _vm(vm: PooledVM, memory_mib: float | None) -> dict[str, Any]:
+    holder = vm.holder
+    now = datetime.now(UTC)
+    return {
+        "name": vm.name,
+        "profile": vm.profile,
+        "state": vm.state.value,
+        "age_s": round(vm.age_s, 1),
+        "created_at": vm.created_at.isoformat(),
+        "pid": vm.machine.pid if vm.machine else None,
+        "unique_memory_mib": memory_mib,
+        "lease": {
+            "pid": holder.pid,
+            "since_s": round((now - holder.since).total_seconds(), 1),
+            "kernel_id": holder.kernel_id,
+        }
+        if holder
+        else None,
+    }
+
+
+def _memory_available_mib() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) // 1024
+    return 0
