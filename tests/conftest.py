@@ -1,0 +1,150 @@
+"""What all tests share: a home of their own, with a pool service, a kernelspec and the machine's image store.
+
+Every VM here is a real one. The golden snapshot is built once a run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from jupyter_client.asynchronous.client import AsyncKernelClient
+from jupyter_client.manager import AsyncKernelManager
+
+from vm_kernel import paths
+from vm_kernel.errors import PoolUnavailable
+from vm_kernel.pool.client import Lease, PoolConnection
+
+CONFIG = """
+c.PoolConfig.min_warm = 2
+c.PoolConfig.max_vms = 12
+c.PoolConfig.acquire_timeout_s = 60.0
+c.PoolConfig.idle_exit_s = 0
+"""
+
+StartKernel = Callable[..., AbstractAsyncContextManager[tuple[AsyncKernelManager, AsyncKernelClient]]]
+
+
+@pytest.fixture(scope="session")
+def vm_home() -> Iterator[Path]:
+    """A VM_KERNEL_HOME for this run, in the environment of everything that the tests start."""
+    images = paths.images_dir()
+    home = Path(tempfile.mkdtemp(prefix="vmk-"))
+    home.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VM_KERNEL_HOME", str(home))
+        patch.setenv("VM_KERNEL_IMAGES", str(images))
+        for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
+            folder = home / name.lower()
+            folder.mkdir()
+            patch.setenv(name, str(folder))
+        write_config(CONFIG)
+        _install_kernelspec()
+        yield home
+        stop_service()
+    assert not qemus(home), "a QEMU was left behind"
+    shutil.rmtree(home)
+
+
+@pytest.fixture
+def pool(vm_home: Path) -> Iterator[PoolConnection]:
+    """A connection to the running pool service."""
+    connection = PoolConnection.open()
+    yield connection
+    connection.close()
+
+
+@pytest.fixture
+def lease(vm_home: Path) -> Iterator[Lease]:
+    """A VM of one's own."""
+    connection = PoolConnection.open()
+    try:
+        yield connection.acquire()
+    finally:
+        connection.close()
+
+
+@pytest.fixture
+def start_kernel(vm_home: Path) -> StartKernel:
+    """``async with start_kernel() as (manager, client)``: a kernel, started as JupyterLab does, ready to use."""
+
+    @asynccontextmanager
+    async def start(
+        kernel_name: str = "vm-sandbox", ready_timeout_s: float = 60.0, **arguments: object
+    ) -> AsyncIterator[tuple[AsyncKernelManager, AsyncKernelClient]]:
+        manager = AsyncKernelManager(kernel_name=kernel_name, **arguments)
+        await manager.start_kernel()
+        client = manager.client()
+        client.start_channels()
+        try:
+            await client.wait_for_ready(timeout=ready_timeout_s)
+            yield manager, client
+        finally:
+            client.stop_channels()
+            await manager.shutdown_kernel(now=True)
+
+    return start
+
+
+def write_config(text: str) -> None:
+    """Replace the configuration file that the next pool service reads."""
+    Path(os.environ["JUPYTER_CONFIG_DIR"], "vm_kernel_config.py").write_text(text)
+
+
+def stop_service() -> None:
+    """Stop the pool service if one runs."""
+    try:
+        connection = PoolConnection.open(start_service=False)
+    except PoolUnavailable:
+        return
+    connection.stop()
+    connection.close()
+
+
+def service_pid() -> int:
+    """Process id of the running pool service."""
+    connection = PoolConnection.open()
+    try:
+        return int(connection.status()["pid"])
+    finally:
+        connection.close()
+
+
+def qemus(home: Path) -> list[psutil.Process]:
+    """The QEMU processes of that home."""
+    found = []
+    for process in psutil.process_iter(["name", "cmdline"]):
+        words = process.info["cmdline"] or []
+        if (process.info["name"] or "").startswith("qemu-system") and any(str(home) in word for word in words):
+            found.append(process)
+    return found
+
+
+def wait_until(true: Callable[[], bool], timeout_s: float, what: str) -> None:
+    """Poll until ``true()``; fail with ``what`` after the timeout."""
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
+        time.sleep(0.02)
+
+
+async def eventually(true: Callable[[], bool], timeout_s: float, what: str) -> None:
+    """``wait_until`` for asynchronous tests."""
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
+        await asyncio.sleep(0.02)
+
+
+def _install_kernelspec() -> None:
+    from vm_kernel.kernel.spec import install
+
+    install()

@@ -1,0 +1,46 @@
+"""Guest agents written for the attack. Tests put one in the place of ``guest_agent.agent`` in a real VM.
+
+The honest agent is beside it as ``guest_agent.honest_agent``. This one behaves until a cell names an attack.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+import guest_agent.honest_agent as honest  # type: ignore[import-not-found]
+
+from guest_agent.frames import HEADER, Kind
+
+ATTACKS = {
+    b"4GiB": HEADER.pack(0xFFFFFFFF, Kind.IOPUB, 0, 0) + b"x" * 65536,
+    b"random": os.urandom(65536),
+    b"unknown": HEADER.pack(4, 99, 0, 0) + b"abcd",
+    b"parts": HEADER.pack(4, Kind.IOPUB, 0, 0) + b"\xff\xff\xff\xff",
+    b"json": HEADER.pack(3, Kind.KERNEL_DIED, 0, 0) + b"[1]",
+}
+
+
+class HostileAgent(honest.Agent):  # type: ignore[misc]
+    """Sends its attack instead of running the cell that names it."""
+
+    def _to_kernel(self, kind: Kind, parts: list[bytes]) -> None:
+        for name, data in ATTACKS.items():
+            if b"attack:" + name in parts[4]:
+                write(self._stream.fd, data)
+                return
+        super()._to_kernel(kind, parts)
+
+
+def write(fd: int, data: bytes) -> None:
+    """All of it, although the descriptor does not block."""
+    while data:
+        try:
+            data = data[os.write(fd, data) :]
+        except BlockingIOError:
+            time.sleep(0.01)
+
+
+if __name__ == "__main__":
+    honest.Agent = HostileAgent
+    honest.main()

@@ -1,0 +1,91 @@
+"""The guest is lost: its agent sends what it likes. The session ends with a clear error; the service lives on."""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import guest_agent
+from tests.conftest import CONFIG, StartKernel, qemus, service_pid, stop_service, write_config
+from tests.guest_session import GuestSession
+from vm_kernel.errors import GuestProtocolError
+from vm_kernel.pool.client import PoolConnection
+
+ATTACKS = ["4GiB", "random", "unknown", "parts", "json"]
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module", params=["hostile_agent.py"])
+def hostile_home(request: pytest.FixtureRequest, vm_home: Path) -> Iterator[Path]:
+    """A pool whose VMs run another agent, in a home of its own."""
+    home = Path(tempfile.mkdtemp(prefix="vmk-"))
+    home.chmod(0o755)
+    package = home / "code" / "guest_agent"
+    shutil.copytree(Path(guest_agent.__file__).parent, package)
+    (package / "agent.py").rename(package / "honest_agent.py")
+    shutil.copy(HERE / request.param, package / "agent.py")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VM_KERNEL_HOME", str(home / "home"))
+        patch.setenv("PYTHONPATH", str(home / "code"))
+        write_config(CONFIG + "c.PoolConfig.min_warm = 1")
+        yield home
+        stop_service()
+        write_config(CONFIG)
+    assert not qemus(home)
+    shutil.rmtree(home)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_guest_that_breaks_the_protocol_ends_its_session_and_no_other(hostile_home: Path, attack: str) -> None:
+    other = PoolConnection.open()
+    neighbour = GuestSession(other.acquire())
+    pid = service_pid()
+    connection = PoolConnection.open()
+    session = GuestSession(connection.acquire())
+    assert session.value("1 + 1") == 2
+    session.send("execute_request", {"code": f"'attack:{attack}'", "silent": False})
+    with pytest.raises(GuestProtocolError, match="broke the protocol") as caught:
+        _receive_all(session)
+    assert "Restart the kernel" in caught.value.hint
+    connection.close()
+    assert neighbour.value("2 + 2") == 4
+    assert service_pid() == pid
+    other.close()
+
+
+async def test_the_notebook_is_told(hostile_home: Path, start_kernel: StartKernel) -> None:
+    async with start_kernel() as (_, client):
+        reply = await client.execute_interactive("'attack:4GiB'", timeout=30, output_hook=lambda _: None)
+        assert reply["content"]["status"] == "error"
+        assert reply["content"]["ename"] in ("VMDied", "GuestProtocolError")
+        assert "protocol" in reply["content"]["evalue"]
+
+
+@pytest.mark.parametrize("hostile_home", ["rude_agent.py"], indirect=True)
+def test_a_guest_that_greets_with_garbage_is_destroyed(hostile_home: Path) -> None:
+    connection = PoolConnection.open()
+    with pytest.raises(GuestProtocolError, match="broke the protocol"):
+        connection.acquire()
+    connection.close()
+    connection = PoolConnection.open()
+    status = connection.status()
+    assert status["profiles"][0]["state"] == "broken"
+    assert "protocol" in status["profiles"][0]["detail"]
+    assert status["totals"]["failures"] >= 3
+    connection.close()
+    assert len(qemus(hostile_home)) <= 1
+
+
+def _receive_all(session: GuestSession) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        select.select([session.stream], [], [], 1.0)
+        session.stream.receive()
+    raise AssertionError(f"nothing came (pid {os.getpid()})")
