@@ -16,8 +16,5 @@ def unique_memory(pid: int) -> int:
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except FileNotFoundError:
         raise ProcessLookupError(pid) from None
-    kib = {
-        field.rstrip(":"): int(value)
-        for field, value, *_ in (line.split() for line in rollup.splitlines()[1:])
-    }
+    kib = {field.rstrip(":"): int(value) for field, value, *_ in map(str.split, rollup.splitlines()[1:])}
     return (kib["Anonymous"] + kib["Swap"]) * 1024

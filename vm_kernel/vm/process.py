@@ -1,0 +1,113 @@
+"""A QEMU process that libvirt started for us: is it alive, kill it, reap it.
+
+libvirt detaches its QEMUs, so they become orphans. This process adopts them (it is a "child subreaper"), because where
+orphans are reaped slowly libvirt waits for a zombie to go, up to 40 s. Only QEMUs are ever reaped here, by their
+process id: to wait for *any* child would take libvirt's helpers away from it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import select
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+_PR_SET_DUMPABLE = 4
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def adopt_orphans() -> None:
+    """Prepare this process to be the parent of QEMUs. Called once, before libvirt is opened."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    # A process that has dropped root is not dumpable, and then its /proc/<pid>/fd, through which QEMU maps the golden
+    # RAM, is closed to its own user.
+    libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+class QemuProcess:
+    """Handle on one QEMU, by pidfd: a process id that was used anew is never mistaken for it."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._pidfd = os.pidfd_open(pid)
+
+    def fileno(self) -> int:
+        """A descriptor that becomes readable when the process ends."""
+        return self._pidfd
+
+    @property
+    def alive(self) -> bool:
+        return self._pidfd >= 0 and not self._ended(0)
+
+    def kill(self, timeout_s: float = 10.0) -> bool:
+        """SIGKILL, wait, reap. True if it is gone. A process that is not our child is left for its parent to reap."""
+        if self._pidfd < 0:
+            return True
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        ended = self._ended(timeout_s)
+        with suppress(ChildProcessError):
+            os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
+        return ended
+
+    def close(self) -> None:
+        """Give the pidfd back. Idempotent."""
+        pidfd, self._pidfd = self._pidfd, -1
+        if pidfd >= 0:
+            os.close(pidfd)
+
+    def _ended(self, timeout_s: float) -> bool:
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(timeout_s * 1000))
+
+
+def reap(pid: int) -> None:
+    """Take the zombie of ``pid`` away if it is one and ours; never waits."""
+    with suppress(ChildProcessError):
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+
+
+def qemus_of(root: Path) -> Iterator[int]:
+    """Process ids of this user's QEMUs that were started below libvirt's root folder ``root``."""
+    # Every QEMU of libvirt is told the path of its key file.
+    marks = [f'"file":"{root}/lib/'.encode(), f"unix:{root}/lib/".encode()]
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with suppress(OSError):
+            if entry.stat().st_uid != os.geteuid():
+                continue
+            command = (entry / "cmdline").read_bytes()
+            if b"qemu" in command.split(b"\0", 1)[0] and any(mark in command for mark in marks):
+                yield int(entry.name)
+
+
+def kill_all(pids: list[int], timeout_s: float = 10.0) -> None:
+    """SIGKILL these processes and wait until they are gone (reaped by us or by whoever their parent is)."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + timeout_s
+    waiting = set(pids)
+    while waiting and time.monotonic() < deadline:
+        for pid in list(waiting):
+            reap(pid)
+            if _gone(pid):
+                waiting.discard(pid)
+        time.sleep(0.005)
+
+
+def _gone(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return True
+    return state in "ZX"
