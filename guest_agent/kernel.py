@@ -152,17 +152,25 @@ class Kernel:
             "LANG": "C.UTF-8",
             "PATH": f"{USER_HOME}/.local/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
         }
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            cwd=USER_HOME,
-            env=environment,
-            user=USER_ID,
-            group=USER_ID,
-            extra_groups=[],
-            preexec_fn=_limit,
-        )
+        # not the console: what the user's code writes there would be the host's to store
+        with (self._folder / "kernel.log").open("wb") as log:
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd=USER_HOME,
+                env=environment,
+                user=USER_ID,
+                group=USER_ID,
+                extra_groups=[],
+                preexec_fn=_limit,
+            )
+
+    def _log_tail(self) -> str:
+        log = self._folder / "kernel.log"
+        return log.read_text(errors="replace")[-400:].replace("\n", " | ") if log.exists() else ""
 
     def _request(self, kind: str, content: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         """A request of our own on shell and its reply's content. Raises RuntimeError if none comes in time."""
@@ -181,7 +189,7 @@ class Kernel:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"ipykernel did not answer a {kind} within {timeout_s:.0f} s")
             if self._process is None or self._process.poll() is not None:
-                raise RuntimeError("ipykernel ended while it was being prepared")
+                raise RuntimeError(f"ipykernel ended while it was being prepared: {self._log_tail()}")
         reply: dict[str, Any] = json.loads(self._own.recv_multipart()[5])
         return reply
 
