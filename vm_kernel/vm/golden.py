@@ -162,7 +162,7 @@ def _build(hv: Hypervisor, key: str, spec: VMSpec, folder: Path, progress: Progr
 def _run_template(hv: Hypervisor, key: str, spec: VMSpec, memfd: int, progress: Progress) -> bytes:
     """Boot the template until it is warm, pause it, and return its device state. Its RAM is then in ``memfd``."""
     name = f"golden-{key[:8]}"
-    console = hv.run_dir / f"{name}.console"
+    console = hv.vm_dir / f"{name}.console"
     ram = Path(f"/proc/{os.getpid()}/fd/{memfd}")
     role = Role(boot=True, ram_path=ram, ram_shared=True, console_log=console, channel=None)
     console.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """The connection to libvirt: opened once by the pool service, shared by its threads.
 
-By default libvirt's QEMU driver runs inside this process (``qemu:///embed``): no daemon, no root. Its files are in
-``<run_dir>/lv``, and nobody else's: so what a crashed predecessor left there can be cleared away without asking.
+By default libvirt's QEMU driver runs inside this process (``qemu:///embed``): no daemon, no root. Its files are in a
+folder that nobody else uses: so what a crashed predecessor left there can be cleared away without asking.
 Not here: what a VM looks like (``domain_xml``) or how it is forked (``golden``, ``machine``).
 """
 
@@ -9,57 +9,53 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from vm_kernel.errors import HostError
-from vm_kernel.vm import process
+from vm_kernel.errors import HostError, VMError
+from vm_kernel.paths import make_private_dir
+from vm_kernel.vm import embedded, process
 from vm_kernel.vm.domain_xml import DOMAIN_TITLE
-from vm_kernel.vm.host import libvirt_version, qemu_binary, qemu_version
+from vm_kernel.vm.host import libvirt_version, qemu_binary, qemu_build
 from vm_kernel.vm.process import QemuProcess
 
 if TYPE_CHECKING:
     import libvirt
 
-#: stdio_handler: no virtlogd is running. The rest: nothing of the host's (cgroups, namespaces, ownership) is changed.
-_QEMU_CONF = """\
-stdio_handler = "file"
-seccomp_sandbox = 1
-security_driver = "none"
-security_default_confined = 0
-cgroup_controllers = []
-namespaces = []
-dynamic_ownership = 0
-remember_owner = 0
-dump_guest_core = 0
-user = "+{uid}"
-group = "+{gid}"
-"""
-
-#: What libvirt leaves below its root that is worth keeping: answers about QEMU that cost it seconds to find out.
-_KEPT = "cache"
+#: How long close() waits for VMs that other threads are just starting.
+_STARTING_TIMEOUT_S = 30.0
 
 
 class Hypervisor:
-    """libvirt, by default its QEMU driver inside this very process (``qemu:///embed``). Thread-safe."""
+    """libvirt, by default its QEMU driver inside this very process. Thread-safe. Use it as a context manager, or close.
+
+    run_dir: a folder of its own, for sockets and libvirt's files. vm_dir: sockets and consoles of VMs.
+    """
 
     def __init__(self, run_dir: Path, uri: str, lock: int) -> None:
         """Not for callers: use :meth:`open`."""
         self.run_dir = run_dir
-        self.root = run_dir / "lv"
-        self.uri = uri or f"qemu:///embed?root={quote(str(self.root))}"
-        self.embedded = not uri
-        self.connection: libvirt.virConnect = None
+        self.vm_dir = run_dir / embedded.VM_FOLDER
+        self._embedded = not uri
+        self._uri = uri or f"qemu:///embed?root={quote(str(run_dir))}"
+        self._connection: libvirt.virConnect | None = None
         self._lock = lock
-        self._domains: dict[str, QemuProcess] = {}
+        self._qemus: dict[str, QemuProcess] = {}
         self._guard = threading.Lock()
+        self._starting = 0
         self._probed: tuple[int, int] | None = None
         self._leftovers = 0
+
+    def __enter__(self) -> Hypervisor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @classmethod
     def open(cls, run_dir: Path, uri: str = "") -> Hypervisor:
@@ -69,8 +65,8 @@ class Hypervisor:
         Raises HostError if libvirt or QEMU is missing, or another process uses the same ``run_dir``.
         """
         qemu_binary()
-        run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        hypervisor = cls(run_dir, uri, _lock(run_dir / "lv.lock"))
+        make_private_dir(run_dir)
+        hypervisor = cls(run_dir, uri, _lock(run_dir / "lock"))
         try:
             hypervisor._connect()
         except BaseException:
@@ -80,35 +76,26 @@ class Hypervisor:
 
     def _connect(self) -> None:
         process.adopt_orphans()
-        if self.embedded:
-            self._leftovers = self._sweep()
-            (self.root / "etc").mkdir(parents=True, exist_ok=True, mode=0o700)
-            conf = _QEMU_CONF.format(uid=os.geteuid(), gid=os.getegid())
-            (self.root / "etc" / "qemu.conf").write_text(conf)
-        self.connection = _open_libvirt(self.uri)
-        with self.probing():
-            self.connection.getDomainCapabilities(str(qemu_binary()), "x86_64", None, None, 0)
-
-    def _sweep(self) -> int:
-        """Kill every QEMU of this root, remove what libvirt would remember of it. Returns how many were killed."""
-        strays = list(process.qemus_of(self.root))
-        process.kill_all(strays)
-        for entry in self.root.iterdir() if self.root.exists() else ():
-            if entry.name != _KEPT:
-                shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
-        return len(strays)
+        self._leftovers = embedded.sweep(self.run_dir)
+        make_private_dir(self.vm_dir)
+        if self._embedded:
+            embedded.write_settings(self.run_dir)
+        with embedded.private_cache(self.run_dir):
+            self._connection = embedded.open_libvirt(self._uri)
+            with self._probing():
+                self._connection.getDomainCapabilities(str(qemu_binary()), "x86_64", None, None, 0)
 
     def destroy_leftovers(self) -> int:
         """Destroy every VM of ours that this object did not start, and their files. Returns how many there were.
 
         Called by the pool service right after open(). With the embedded driver, open() has done it already, before
-        libvirt could adopt them: it must be sure that nothing of the old root is in use.
+        libvirt could adopt them; on a shared libvirt ours are known by their title.
         """
         import libvirt
 
         count, self._leftovers = self._leftovers, 0
-        for domain in self.connection.listAllDomains():
-            if domain.name() in self._domains:
+        for domain in self._connected().listAllDomains():
+            if domain.name() in self._qemus:
                 continue
             with suppress(libvirt.libvirtError):  # no title: it is somebody else's
                 if domain.metadata(libvirt.VIR_DOMAIN_METADATA_TITLE, None) == DOMAIN_TITLE:
@@ -117,23 +104,33 @@ class Hypervisor:
         return count
 
     def facts(self) -> dict[str, str]:
-        """Versions that a golden snapshot depends on."""
-        return {"qemu": qemu_version(), "libvirt": libvirt_version()}
+        """Versions that a golden snapshot depends on. Raises HostError."""
+        return {"qemu": qemu_build(), "libvirt": libvirt_version()}
 
     def start(self, name: str, xml: str, *, paused: bool) -> tuple[libvirt.virDomain, QemuProcess]:
-        """Start a transient domain. Raises libvirt.libvirtError. Undone by :meth:`destroy`."""
+        """Start a transient domain. Raises libvirt.libvirtError, VMError. Undone by :meth:`destroy`.
+
+        Called by ``golden`` for a template and by ``machine`` for a clone, which wrap the errors.
+        """
         import libvirt
 
-        with self.probing():
-            domain = self.connection.createXML(xml, libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
-        try:
-            qemu = QemuProcess(self._pid_of(name))
-        except (OSError, ValueError):
-            with suppress(libvirt.libvirtError):
-                domain.destroy()
-            raise
         with self._guard:
-            self._domains[name] = qemu
+            connection = self._connected()
+            self._starting += 1
+        try:
+            with self._probing():
+                domain = connection.createXML(xml, libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
+            try:
+                qemu = QemuProcess(self._pid_of(name))
+            except (OSError, ValueError) as error:
+                with suppress(libvirt.libvirtError):
+                    domain.destroy()
+                raise VMError(f"QEMU ended as soon as it was started ({error})") from error
+            with self._guard:
+                self._qemus[name] = qemu
+        finally:
+            with self._guard:
+                self._starting -= 1
         return domain, qemu
 
     def destroy(self, name: str, domain: libvirt.virDomain, qemu: QemuProcess) -> None:
@@ -146,72 +143,58 @@ class Hypervisor:
         qemu.close()
         self.log_file(name).unlink(missing_ok=True)
         with self._guard:
-            self._domains.pop(name, None)
+            self._qemus.pop(name, None)
 
     def log_file(self, name: str) -> Path:
-        """QEMU's log of a domain: what it said before it died."""
-        return self.root / "log" / "qemu" / f"{name}.log"
+        """QEMU's log of a domain (with the embedded driver)."""
+        return self.run_dir / "log" / "qemu" / f"{name}.log"
 
     def last_words(self, name: str) -> str:
-        """The end of QEMU's log, to go behind an error message; empty if it said nothing."""
+        """What QEMU said before it died, to go behind an error message; empty if it said nothing."""
         try:
             lines = self.log_file(name).read_text(errors="replace").splitlines()
         except OSError:
             return ""
-        words = [line.strip() for line in lines if "qemu-system" in line and not line.startswith(("/", "LC_ALL"))]
-        return f" (QEMU said: {' / '.join(words[-3:])})" if words else ""
+        said = [line.split("qemu-system-x86_64: ", 1)[1] for line in lines if "qemu-system-x86_64: " in line]
+        return f" (QEMU said: {' / '.join(said[-3:])})" if said else ""
+
+    def _connected(self) -> libvirt.virConnect:
+        if self._connection is None:
+            raise VMError("The connection to libvirt is closed: the service is stopping.")
+        return self._connection
 
     def _pid_of(self, name: str) -> int:
-        if self.embedded:
-            return int((self.root / "run" / "qemu" / f"{name}.pid").read_text())
-        for entry in Path("/proc").iterdir():
-            with suppress(OSError):
-                if entry.name.isdigit() and f"guest={name},".encode() in (entry / "cmdline").read_bytes():
-                    return int(entry.name)
-        raise ProcessLookupError(f"no QEMU of {name}")
+        if self._embedded:
+            return int((self.run_dir / "run" / "qemu" / f"{name}.pid").read_text())
+        return process.qemu_of_guest(name)
 
     @contextmanager
-    def probing(self) -> Iterator[None]:
-        """While libvirt may ask a newly installed QEMU what it can do, reap the QEMUs that it asks.
-
-        It starts them detached, so that they are our orphans, and waits 40 s for their zombies to go.
-        """
+    def _probing(self) -> Iterator[None]:
+        """If QEMU has been installed anew, libvirt is about to ask it what it can do: see embedded.reaping_probes."""
         facts = qemu_binary().stat()
         seen = (facts.st_ctime_ns, facts.st_ino)
-        if seen == self._probed or not self.embedded:
+        if seen == self._probed or not self._embedded:
             yield
             return
-        done = threading.Event()
-        reaper = threading.Thread(target=self._reap_probes, args=(done,), name="probe-reaper", daemon=True)
-        reaper.start()
-        try:
+        with embedded.reaping_probes(self.run_dir):
             yield
-        finally:
-            done.set()
-            reaper.join()
         self._probed = seen
 
-    def _reap_probes(self, done: threading.Event) -> None:
-        pids: set[int] = set()
-        while not done.wait(0.01):
-            for pid_file in (self.root / "lib" / "qemu").glob("qmp-*/qmp.pid"):
-                with suppress(OSError, ValueError):
-                    pids.add(int(pid_file.read_text()))
-            for pid in pids:
-                process.reap(pid)
-
     def close(self) -> None:
-        """Destroy what still runs, disconnect, remove sockets, logs and locks. Idempotent."""
-        connection, self.connection = self.connection, None
+        """Destroy what still runs, disconnect, remove sockets, logs and locks. Idempotent. Called at the very end."""
+        with self._guard:
+            connection, self._connection = self._connection, None
+        deadline = time.monotonic() + _STARTING_TIMEOUT_S
+        while self._starting and time.monotonic() < deadline:
+            time.sleep(0.01)
         if connection is not None:
             for domain in connection.listAllDomains():
-                if domain.name() in self._domains:
-                    self.destroy(domain.name(), domain, self._domains[domain.name()])
+                if qemu := self._qemus.get(domain.name()):
+                    self.destroy(domain.name(), domain, qemu)
             connection.close()
         if self._lock >= 0:
-            if self.embedded:
-                self._sweep()
-            (self.run_dir / "lv.lock").unlink(missing_ok=True)
+            embedded.sweep(self.run_dir)
+            (self.run_dir / "lock").unlink(missing_ok=True)
             os.close(self._lock)
             self._lock = -1
 
@@ -232,34 +215,3 @@ def _lock(path: Path) -> int:
             if path.stat().st_ino == os.fstat(descriptor).st_ino:
                 return descriptor
         os.close(descriptor)
-
-
-_event_loop: threading.Thread | None = None
-
-
-def _open_libvirt(uri: str) -> Any:
-    """Connect, with libvirt's event loop in a thread: without one, libvirt does not notice what QEMU says."""
-    global _event_loop
-    try:
-        import libvirt
-    except ImportError as error:
-        raise HostError(
-            f"libvirt's Python binding cannot be loaded: {error}", "Install the Debian package libvirt0."
-        ) from error
-
-    def run() -> None:
-        while True:
-            libvirt.virEventRunDefaultImpl()
-
-    if _event_loop is None:
-        libvirt.registerErrorHandler(lambda _context, _error: None, None)  # it would print what we raise
-        libvirt.virEventRegisterDefaultImpl()
-        _event_loop = threading.Thread(target=run, name="libvirt-events", daemon=True)
-        _event_loop.start()
-    try:
-        return libvirt.open(uri)
-    except libvirt.libvirtError as error:
-        raise HostError(
-            f"libvirt cannot be opened at {uri}: {error}",
-            "Install the Debian package libvirt-daemon-driver-qemu, or mend c.PoolConfig.libvirt_uri.",
-        ) from error

@@ -74,12 +74,13 @@ def _watch(guest: subprocess.Popen[bytes], started: float) -> tuple[bytes, bytes
 def _verdict(console: bytes, complaint: bytes, seconds: float) -> tuple[bool, str]:
     if _PROOF in console:
         return True, f"A guest ran under KVM (tried for {seconds:.1f} s)."
-    where = "did not print a word"
+    where = "it did not print a word"
     if lines := [line.strip() for line in console.decode(errors="replace").splitlines() if line.strip()]:
-        where = f"got no further than {lines[-1][:100]!r}"
+        where = f"it got no further than {lines[-1][:100]!r}"
     said = complaint.decode(errors="replace").strip().splitlines()
-    because = f"; QEMU said: {said[-1][:200]}" if said else ""
-    return False, f"A Linux guest does not run under this host's KVM: it {where} within {seconds:.1f} s{because}."
+    if said:
+        where = f"QEMU said: {said[-1][:200].rstrip('.')}"
+    return False, f"A Linux guest does not run under this host's KVM (tried for {seconds:.1f} s): {where}."
 
 
 def _init_program() -> bytes:

@@ -125,7 +125,7 @@ def prepare(hv: Hypervisor, golden: GoldenSnapshot, name: str) -> PreparedMachin
     if not _NAME.fullmatch(name):
         raise CloneError(f"{name!r} cannot be a VM's name.", f"Names match {_NAME.pattern}.")
     spec = golden.spec
-    channel = hv.run_dir / f"{name}.sock" if spec.transport == "virtio-serial" else None
+    channel = hv.vm_dir / f"{name}.sock" if spec.transport == "virtio-serial" else None
     role = Role(boot=False, ram_path=golden.ram_path, ram_shared=False, console_log=None, channel=channel)
     uuid = uuid4()
     began = time.perf_counter()

@@ -90,6 +90,15 @@ def qemus_of(root: Path) -> Iterator[int]:
                 yield int(entry.name)
 
 
+def qemu_of_guest(name: str) -> int:
+    """Process id of the QEMU of a domain, whoever started it. Raises ProcessLookupError."""
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            if entry.name.isdigit() and f"guest={name},".encode() in (entry / "cmdline").read_bytes():
+                return int(entry.name)
+    raise ProcessLookupError(f"no QEMU of {name}")
+
+
 def kill_all(pids: list[int], timeout_s: float = 10.0) -> None:
     """SIGKILL these processes and wait until they are gone (reaped by us or by whoever their parent is)."""
     for pid in pids:

@@ -1,0 +1,137 @@
+"""libvirt's QEMU driver inside our own process: its settings, its event loop, and its ways with files and orphans.
+
+What is known here is what DESIGN.md's "facts measured" say, and two more: libvirt starts QEMUs to ask what they can do,
+and waits up to 40 s for the zombie of each; and it puts files into the user's cache folder, whatever its root is.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vm_kernel.errors import HostError
+from vm_kernel.vm import process
+
+if TYPE_CHECKING:
+    import libvirt
+
+#: Our own folder below libvirt's root: sockets and consoles of VMs.
+VM_FOLDER = "vm"
+
+#: What libvirt makes below its root and nobody needs afterwards. Kept is "cache": answers that cost seconds to get.
+_VOLATILE = ("etc", "lib", "log", "run", VM_FOLDER)
+
+#: stdio_handler: no virtlogd is running. The rest: nothing of the host's (cgroups, namespaces, ownership) is changed.
+_SETTINGS = """\
+stdio_handler = "file"
+seccomp_sandbox = 1
+security_driver = "none"
+security_default_confined = 0
+cgroup_controllers = []
+namespaces = []
+dynamic_ownership = 0
+remember_owner = 0
+dump_guest_core = 0
+user = "+{uid}"
+group = "+{gid}"
+"""
+
+
+def write_settings(root: Path) -> None:
+    """libvirt's qemu.conf. Before it is opened."""
+    folder = root / "etc"
+    folder.mkdir(exist_ok=True, mode=0o700)
+    (folder / "qemu.conf").write_text(_SETTINGS.format(uid=os.geteuid(), gid=os.getegid()))
+
+
+def sweep(root: Path) -> int:
+    """Kill every QEMU of this root and remove what libvirt would remember of it. Returns how many were killed.
+
+    Only for the owner of the root's lock, while libvirt is not open.
+    """
+    strays = list(process.qemus_of(root))
+    process.kill_all(strays)
+    for name in _VOLATILE:
+        shutil.rmtree(root / name, ignore_errors=True)
+    return len(strays)
+
+
+_event_loop: threading.Thread | None = None
+
+
+def open_libvirt(uri: str) -> libvirt.virConnect:
+    """Connect, with libvirt's event loop in a thread: without one, libvirt does not notice what QEMU says.
+
+    Raises HostError.
+    """
+    global _event_loop
+    try:
+        import libvirt
+    except ImportError as error:
+        raise HostError(
+            f"libvirt's Python binding cannot be loaded: {error}", "Install the Debian package libvirt0."
+        ) from error
+    if _event_loop is None:
+        libvirt.registerErrorHandler(lambda _context, _error: None, None)  # it would print what we raise
+        libvirt.virEventRegisterDefaultImpl()
+        _event_loop = threading.Thread(target=_run_events, name="libvirt-events", daemon=True)
+        _event_loop.start()
+    try:
+        return libvirt.open(uri)
+    except libvirt.libvirtError as error:
+        raise HostError(
+            f"libvirt cannot be opened at {uri}: {error}",
+            "Install the Debian package libvirt-daemon-driver-qemu, or mend c.PoolConfig.libvirt_uri.",
+        ) from error
+
+
+def _run_events() -> None:
+    import libvirt
+
+    while True:
+        libvirt.virEventRunDefaultImpl()
+
+
+@contextmanager
+def private_cache(root: Path) -> Iterator[None]:
+    """While libvirt is opened, let it take ``<root>/cache`` for the user's cache folder (who may have no home)."""
+    before = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(root / "cache")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["XDG_CACHE_HOME"]
+        else:
+            os.environ["XDG_CACHE_HOME"] = before
+
+
+@contextmanager
+def reaping_probes(root: Path) -> Iterator[None]:
+    """While libvirt asks a QEMU that it does not know what it can do, reap the QEMUs that it asks.
+
+    It starts them detached, so that they are our orphans, and waits for each zombie to go.
+    """
+    done = threading.Event()
+    reaper = threading.Thread(target=_reap_probes, args=(root, done), name="probe-reaper", daemon=True)
+    reaper.start()
+    try:
+        yield
+    finally:
+        done.set()
+        reaper.join()
+
+
+def _reap_probes(root: Path, done: threading.Event) -> None:
+    pids: set[int] = set()
+    while not done.wait(0.01):
+        for pid_file in (root / "lib" / "qemu").glob("qmp-*/qmp.pid"):
+            with suppress(OSError, ValueError):
+                pids.add(int(pid_file.read_text()))
+        for pid in pids:
+            process.reap(pid)
