@@ -1,0 +1,176 @@
+"""What clients ask: the host's own answers, the queue of what waits for a VM, and the way to the guest."""
+
+from __future__ import annotations
+
+import time
+
+from vm_kernel.errors import VMKernelError
+from vm_kernel.kernel.answers import abort, fail, refuse
+from vm_kernel.kernel.guestside import GuestSide
+from vm_kernel.kernel.hostcells import HostCell, HostMagic, find_magic
+from vm_kernel.kernel.info import kernel_info
+from vm_kernel.kernel.outlet import Outlet
+from vm_kernel.kernel.requests import Request, Requests
+from vm_kernel.kernel.tenancy import Tenancy
+from vm_kernel.kernel.waiting import WaitingRoom
+from vm_kernel.kernel.wire import Message
+
+#: seconds after the start in which the first cell waits for somebody to listen to its output: after a restart a
+#: client's channels reconnect one by one, and output that is published before would be lost
+LISTENERS_S = 1.0
+
+
+class ClientSide:
+    """Decides what becomes of each client message."""
+
+    def __init__(
+        self, outlet: Outlet, requests: Requests, tenancy: Tenancy, guest: GuestSide, ports: dict[str, int]
+    ) -> None:
+        self._outlet = outlet
+        self._requests = requests
+        self._tenancy = tenancy
+        self._guest = guest
+        self._ports = ports
+        self._waiting = WaitingRoom(outlet)
+        self._listeners_by = time.monotonic() + LISTENERS_S
+        self.has_listeners = False
+        #: set when the session is to end
+        self.exit_status: int | None = None
+        #: cells counted before there was a VM to count them
+        self._count = 0
+        self._no_vm: VMKernelError | None = None
+
+    # ---- called by the loop
+
+    def handle(self, channel: str, message: Message) -> None:
+        """A checked message of a client."""
+        if channel == "stdin":
+            if self._tenancy.stream is not None:
+                self._guest.send(channel, message.identities, message.parts)
+            return
+        request = Request(channel, message)
+        self._requests.add(request)
+        if request.msg_type == "shutdown_request":
+            self._shutdown(request)
+        elif request.msg_type == "interrupt_request":
+            self.interrupt(request)
+        elif request.msg_type == "connect_request":
+            self._outlet.answer(request, {"status": "ok", **self._ports})
+        elif self._open:
+            self._pass_on(request)
+        elif request.msg_type == "kernel_info_request":
+            self._outlet.answer(request, kernel_info(self._tenancy.profile))
+        else:
+            self._without_vm(request)
+
+    def look_for_vm(self) -> None:
+        """The attempt to get a VM may have ended."""
+        try:
+            if self._tenancy.collect():
+                self._no_vm = None
+                self._guest.make_up(self._count)
+                self._count = 0
+        except VMKernelError as error:
+            self._no_vm = error
+            for request in self._waiting.leave():
+                self._refuse(request, error)
+
+    def serve_waiting(self) -> None:
+        """Let in those who wait, if the way is free; else tell them why it is not."""
+        if not self._waiting:
+            return
+        if self._may_run:
+            for request in self._waiting.leave():
+                self._pass_on(request)
+        elif self._tenancy.stream is None:
+            self._waiting.tell(self._tenancy.progress)
+
+    def next_event_in_s(self) -> float | None:
+        """Seconds until serve_waiting() has something to do even if nothing happens; None: never."""
+        if not self._waiting:
+            return None
+        if self._tenancy.stream is not None:
+            return max(0.0, self._listeners_by - time.monotonic())
+        return self._waiting.notice_in_s(self._tenancy.progress)
+
+    def interrupt(self, request: Request | None) -> None:
+        """Interrupt the running cell, and cancel cells that wait for a VM. ``request`` is None for a SIGINT."""
+        if request is not None:
+            self._outlet.busy(request)
+        self._cancel_waiting()
+        if self._tenancy.stream is not None:
+            self._guest.interrupt(request)
+        elif request is not None:
+            self._outlet.answer(request, {"status": "ok"})
+
+    # ---- with a VM
+
+    @property
+    def _may_run(self) -> bool:
+        heard = self.has_listeners or time.monotonic() >= self._listeners_by
+        return self._tenancy.stream is not None and heard
+
+    @property
+    def _open(self) -> bool:
+        """True if a message can go straight to the guest without overtaking another."""
+        return self._may_run and not self._waiting
+
+    def _pass_on(self, request: Request) -> None:
+        magic = _magic_of(request)
+        if magic is not None:
+            self._guest.send_marker(request, magic)
+            return
+        self._guest.send(request.channel, request.identities, request.parts)
+        request.let_go()
+
+    def _shutdown(self, request: Request) -> None:
+        """Reply and end. The VM is not waited for: the pool destroys it when the lease's connection closes."""
+        content = {"status": "ok", "restart": bool(request.content.get("restart", False))}
+        self._outlet.busy(request)
+        self._outlet.reply(request, content)
+        self._outlet.publish("shutdown_reply", content, request)
+        self._outlet.idle(request)
+        self.exit_status = 0
+
+    # ---- without a VM
+
+    def _without_vm(self, request: Request) -> None:
+        magic = _magic_of(request)
+        if magic is not None and self._tenancy.stream is None and not self._waiting.has_cells:
+            self._evaluate_now(request, magic)
+        elif self._tenancy.stream is not None or self._tenancy.acquiring or request.is_execute:
+            self._waiting.admit(request)
+            self._tenancy.acquire()
+        elif self._no_vm is not None:
+            self._refuse(request, self._no_vm)
+
+    def _refuse(self, request: Request, error: VMKernelError) -> None:
+        """No VM is to be had."""
+        magic = _magic_of(request)
+        if magic is not None:
+            self._evaluate_now(request, magic)
+        elif request.is_execute:
+            self._count += request.counted
+            refuse(self._outlet, request, error, self._count)
+        elif request.wants_reply:
+            refuse(self._outlet, request, error)
+
+    def _evaluate_now(self, request: Request, magic: HostMagic) -> None:
+        self._count += request.counted
+        cell = HostCell(request, magic)
+        cell.count = self._count
+        self._guest.evaluate(cell)
+
+    def _cancel_waiting(self) -> None:
+        """The first cell ends as if it had run and been interrupted, the others as if they had been behind it."""
+        for place, request in enumerate(self._waiting.take_cells()):
+            if place:
+                abort(self._outlet, request)
+                continue
+            self._count += request.counted
+            evalue = "The cell was interrupted while it waited for a virtual machine."
+            fail(self._outlet, request, "KeyboardInterrupt", evalue, self._count)
+
+
+def _magic_of(request: Request) -> HostMagic | None:
+    return find_magic(request.content.get("code")) if request.is_execute else None

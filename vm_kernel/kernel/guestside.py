@@ -1,0 +1,186 @@
+"""What the guest says: checked, addressed by our own records, and passed on; markers of host cells taken out."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from guest_agent.frames import JUPYTER_KINDS, FrameError, Kind, decode_json, unpack_parts
+from vm_kernel.errors import GuestProtocolError, VMDied
+from vm_kernel.kernel.answers import abort, fail, show_output
+from vm_kernel.kernel.background import Background
+from vm_kernel.kernel.hostcells import HostCell, HostMagic, Markers
+from vm_kernel.kernel.outlet import Outlet
+from vm_kernel.kernel.requests import Request, Requests
+from vm_kernel.kernel.tenancy import Tenancy
+from vm_kernel.kernel.wire import FROM_GUEST_IOPUB, GuestMessage, WireError, parse_guest
+
+if TYPE_CHECKING:
+    from vm_kernel.guest.channel import FrameStream
+
+_CHANNEL_KINDS = {"shell": Kind.SHELL, "control": Kind.CONTROL, "stdin": Kind.STDIN}
+#: stands for a client without one identity of its own: replies are addressed by their parent, not by this
+_NO_IDENTITY = b"vm-kernel-client"
+
+
+class GuestSide:
+    """Between the guest stream and the clients, in both directions."""
+
+    def __init__(self, outlet: Outlet, requests: Requests, tenancy: Tenancy, wake: Callable[[], None]) -> None:
+        self._outlet = outlet
+        self._requests = requests
+        self._tenancy = tenancy
+        self._wake = wake
+        self._received: deque[tuple[Kind, bytes]] = deque()
+        self._markers = Markers()
+        self._evaluations: list[tuple[HostCell, Background[dict[str, str]]]] = []
+        self._interrupts: dict[int, Request | None] = {}
+        self._sequence = 0
+        #: messages of the guest that were not passed on, and why the last one was not; for a debugger's eyes
+        self.refused = 0
+        self.refusal = ""
+
+    # ---- to the guest
+
+    def send(self, channel: str, identities: list[bytes], parts: list[bytes]) -> None:
+        """Hand a message to the guest, in the name of a client."""
+        assert self._tenancy.stream is not None
+        named = len(identities) == 1 and identities[0][:1] != b"\0"
+        identity = identities[0] if named else _NO_IDENTITY
+        self._tenancy.stream.send_parts(_CHANNEL_KINDS[channel], [identity, *parts])
+
+    def send_marker(self, request: Request, magic: HostMagic) -> None:
+        """Hand the guest a marker in the place of a host cell."""
+        self.send(request.channel, request.identities, self._markers.place(request, magic))
+
+    def make_up(self, count: int) -> None:
+        """Tell a new guest how many cells have been counted without it."""
+        if count:
+            self.send("shell", [], self._markers.make_up(count))
+
+    def interrupt(self, request: Request | None) -> None:
+        """Interrupt what runs in the guest; ``request`` is answered when that has been done."""
+        assert self._tenancy.stream is not None
+        self._sequence += 1
+        self._interrupts[self._sequence] = request
+        self._tenancy.stream.send_json(Kind.INTERRUPT, {"seq": self._sequence})
+
+    # ---- from the guest
+
+    @property
+    def ready_for_more(self) -> bool:
+        """False while a host cell is being answered: what the guest does next is shown after it."""
+        return not self._received and not self._evaluations
+
+    def receive(self, stream: FrameStream) -> None:
+        """Take what has arrived. Raises EOFError, GuestProtocolError."""
+        self._received.extend(stream.receive())
+
+    def handle_received(self) -> None:
+        """Deal with what has been received, as far as possible. Raises VMDied, GuestProtocolError."""
+        while self._received and not self._evaluations:
+            self._handle(*self._received.popleft())
+
+    def _handle(self, kind: Kind, body: bytes) -> None:
+        try:
+            if kind in JUPYTER_KINDS:
+                self._jupyter_message(kind, parse_guest(unpack_parts(body)))
+            else:
+                self._agent_message(kind, decode_json(body))
+        except WireError as error:
+            self.refused += 1
+            self.refusal = str(error)
+        except FrameError as error:
+            raise GuestProtocolError(
+                f"The guest broke the protocol: {error}. Its VM is not used any more.",
+                "Restart the kernel to get a fresh VM.",
+            ) from None
+
+    def _agent_message(self, kind: Kind, fields: dict[str, Any]) -> None:
+        if kind is Kind.KERNEL_DIED:
+            raise VMDied(
+                f"The Python process in the virtual machine has ended: {_short(fields.get('reason'))}.",
+                "Its state is lost. Restart the kernel to get a fresh VM.",
+            )
+        sequence = fields.get("seq")
+        if kind is Kind.INTERRUPTED and isinstance(sequence, int):
+            request = self._interrupts.pop(sequence, None)
+            if request is not None:
+                self._outlet.answer(request, {"status": "ok"})
+
+    def _jupyter_message(self, kind: Kind, message: GuestMessage) -> None:
+        cell = self._markers.find(message.parent_id)
+        if cell is not None:
+            self._of_marker(cell, kind, message)
+        elif kind is Kind.IOPUB:
+            self._published(message, self._requests.find(message.parent_id))
+        else:
+            self._answered(kind, message, self._requests.find(message.parent_id))
+
+    def _published(self, message: GuestMessage, parent: Request | None) -> None:
+        if message.msg_type not in FROM_GUEST_IOPUB:
+            raise WireError(f"a {message.msg_type[:60]!r} on iopub")
+        if message.msg_type == "status":
+            state = message.content.get("execution_state")
+            if state not in ("busy", "idle") or (parent is not None and parent.idle):
+                raise WireError("a status that is out of place")
+        self._outlet.relay_iopub(message, parent)
+
+    def _answered(self, kind: Kind, message: GuestMessage, request: Request | None) -> None:
+        if request is None or request.replied or not request.wants_reply:
+            raise WireError(f"a {message.msg_type[:60]!r} to no open request")
+        if kind is Kind.STDIN and message.msg_type == "input_request":
+            self._outlet.relay_input_request(message, request)
+        elif kind is _CHANNEL_KINDS[request.channel] and message.msg_type == request.reply_type:
+            self._outlet.relay_reply(message, request)
+        else:
+            raise WireError(f"a {message.msg_type[:60]!r} to a {request.msg_type}")
+
+    # ---- host cells
+
+    def _of_marker(self, cell: HostCell, kind: Kind, message: GuestMessage) -> None:
+        if kind in (Kind.SHELL, Kind.CONTROL):
+            self._markers.note_reply(cell, message)
+        elif message.msg_type == "status":
+            cell.idle = cell.idle or message.content.get("execution_state") == "idle"
+        elif kind is Kind.IOPUB and message.msg_type not in ("execute_input", "error"):
+            # a thread of the guest still prints to the cell that ran last, and that is the marker for it
+            self._published(message, cell.request)
+        if cell.due:
+            self.evaluate(cell)
+
+    def evaluate(self, cell: HostCell) -> None:
+        """A host cell's turn has come: answer it, in a thread, because the pool service may take its time."""
+        request, magic = cell.request, cell.magic
+        assert request is not None
+        assert magic is not None
+        cell.started = True
+        if cell.aborted:
+            abort(self._outlet, request)
+        elif magic.trailing:
+            evalue = (
+                f"%{magic.name} is evaluated on the host; the rest of its cell would have to run in the VM.\n"
+                f"Put %{magic.name} into a cell of its own."
+            )
+            fail(self._outlet, request, "UsageError", evalue, cell.count)
+        else:
+            vm = self._tenancy.vm
+            self._evaluations.append((cell, Background(lambda: _evaluate(magic, vm), self._wake)))
+
+    def finish_evaluations(self) -> None:
+        """Show the host cells that have been answered."""
+        while self._evaluations and self._evaluations[0][1].done:
+            cell, evaluation = self._evaluations.pop(0)
+            assert cell.request is not None
+            show_output(self._outlet, cell.request, evaluation.result(), cell.count)
+
+
+def _evaluate(magic: HostMagic, vm: Any) -> dict[str, str]:
+    from vm_kernel.kernel.magics import evaluate
+
+    return evaluate(magic.name, magic.arguments, vm)
+
+
+def _short(reason: object) -> str:
+    return str(reason)[:200] if reason else "no reason is known"

@@ -1,0 +1,108 @@
+"""Cells that the host answers itself: which they are, and how they keep their place among the guest's cells.
+
+A host cell never goes to the guest. In its place goes a *marker*, a silent request that moves the guest's execution
+count on by one. When the marker has been answered, it is the host cell's turn, and its number is the marker's; when
+it comes back as aborted (an earlier cell had failed), so is the host cell. Clients never see the marker.
+
+What the magics say is in ``magics``, which is imported only when one of them is used.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from typing import Any, NamedTuple
+
+from vm_kernel.kernel.requests import Request
+from vm_kernel.kernel.wire import GuestMessage, to_json
+
+HOST_MAGICS = ("pool_status", "vm_info")
+#: markers that are remembered after their turn: threads of the guest may still print with one as their parent
+MAX_MARKERS = 256
+
+# No name of the user's is touched. The history gets an empty entry, so that In[n] stays the n-th cell.
+_MOVE_ON = (
+    "(lambda ip, n: (ip.history_manager.input_hist_parsed.extend([''] * n), "
+    "ip.history_manager.input_hist_raw.extend([''] * n), "
+    "setattr(ip, 'execution_count', ip.execution_count + n)))(__import__('IPython').get_ipython(), {count})"
+)
+_FAIL = "\nraise RuntimeError('a host cell failed')"
+
+
+class HostMagic(NamedTuple):
+    """A host magic as a cell has it."""
+
+    name: str
+    arguments: str
+    #: True if more follows in the cell, which would have to run elsewhere
+    trailing: bool
+
+
+def find_magic(code: object) -> HostMagic | None:
+    """The host magic that the cell starts with, None if the cell is the guest's."""
+    if not isinstance(code, str):
+        return None
+    first, _, rest = code.lstrip().partition("\n")
+    name, _, arguments = first.partition(" ") if " " in first else first.partition("\t")
+    name = name.strip()
+    if not name.startswith("%") or name[1:] not in HOST_MAGICS:
+        return None
+    return HostMagic(name[1:], arguments.strip(), bool(rest.strip()))
+
+
+class HostCell:
+    """One host cell. ``request`` is None for a marker that only makes up for cells counted before there was a VM."""
+
+    __slots__ = ("aborted", "count", "idle", "magic", "replied", "request", "started")
+
+    def __init__(self, request: Request | None, magic: HostMagic | None) -> None:
+        self.request = request
+        self.magic = magic
+        self.count = 0
+        self.aborted = self.replied = self.idle = self.started = False
+
+    @property
+    def due(self) -> bool:
+        """True when everything before the cell is through, output included, and the cell has not begun."""
+        return self.replied and self.idle and not self.started and self.request is not None
+
+
+class Markers:
+    """The markers that are on their way, by their message id."""
+
+    def __init__(self) -> None:
+        self._cells: OrderedDict[str, HostCell] = OrderedDict()
+
+    def place(self, request: Request, magic: HostMagic) -> list[bytes]:
+        """The marker to send in the place of a host cell: header, parent header, metadata, content."""
+        cell = HostCell(request, magic)
+        code = _MOVE_ON.format(count=int(request.counted))
+        # Only an error of a cell that is not silent makes ipykernel abort the cells behind it.
+        fails = magic.trailing and not request.silent
+        content = {"stop_on_error": request.content.get("stop_on_error", True), "silent": not fails}
+        return self._marker(cell, request.header, code + (_FAIL if fails else ""), content)
+
+    def make_up(self, count: int) -> list[bytes]:
+        """A marker that stands for ``count`` cells which were counted while there was no VM."""
+        header = {"session": "host", "username": "vm-kernel", "date": "2020-01-01T00:00:00Z", "version": "5.4"}
+        return self._marker(HostCell(None, None), header, _MOVE_ON.format(count=count), {"silent": True})
+
+    def find(self, msg_id: str) -> HostCell | None:
+        """The host cell that stands behind a message id."""
+        return self._cells.get(msg_id)
+
+    def note_reply(self, cell: HostCell, message: GuestMessage) -> None:
+        """The guest has answered the marker."""
+        cell.replied = True
+        cell.aborted = message.content.get("status") == "aborted"
+        count = message.content.get("execution_count")
+        cell.count = count if isinstance(count, int) else 0
+
+    def _marker(self, cell: HostCell, header: dict[str, Any], code: str, content: dict[str, Any]) -> list[bytes]:
+        msg_id = f"host-{os.urandom(16).hex()}"
+        self._cells[msg_id] = cell
+        if len(self._cells) > MAX_MARKERS:
+            self._cells.popitem(last=False)
+        header = header | {"msg_id": msg_id, "msg_type": "execute_request"}
+        content = content | {"code": code, "store_history": False, "user_expressions": {}, "allow_stdin": False}
+        return [to_json(header), b"{}", b"{}", to_json(content)]

@@ -1,0 +1,106 @@
+"""The lease of this session's VM: getting it, and noticing that it has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from vm_kernel.errors import PoolUnavailable, VMDied, VMKernelError
+from vm_kernel.kernel.background import Background
+
+if TYPE_CHECKING:
+    from vm_kernel.guest.channel import FrameStream
+    from vm_kernel.pool.client import Lease, PoolConnection
+    from vm_kernel.pool.protocol import VMFacts
+
+
+class Tenancy:
+    """At most one VM, from the pool service. ``wake`` is called from another thread when there is news."""
+
+    def __init__(self, profile: str, kernel_id: str, wake: Callable[[], None]) -> None:
+        self.profile = profile
+        #: what the pool service says it is waiting for
+        self.progress = ""
+        self.stream: FrameStream | None = None
+        self.vm: VMFacts | None = None
+        self._kernel_id = kernel_id
+        self._wake = wake
+        self._attempt: Background[Lease] | None = None
+        self._connection: PoolConnection | None = None
+
+    @property
+    def acquiring(self) -> bool:
+        """True while a VM is on its way."""
+        return self._attempt is not None
+
+    def acquire(self) -> None:
+        """Ask for a VM, unless there is one or one is on its way."""
+        if self.stream is None and self._attempt is None:
+            self.progress = ""
+            self._attempt = Background(self._ask, self._wake)
+
+    def collect(self) -> bool:
+        """Take the VM if it has come; True if it has just now. Raises VMKernelError if there is none to be had."""
+        if self._attempt is None or not self._attempt.done:
+            return False
+        attempt, self._attempt = self._attempt, None
+        try:
+            lease = attempt.result()
+        except VMKernelError:
+            raise
+        except Exception as error:
+            raise PoolUnavailable(
+                f"No virtual machine could be had: {type(error).__name__}: {error}.", "Try `vm-kernel doctor`."
+            ) from error
+        from vm_kernel.guest.channel import FrameStream
+
+        self.vm, self.stream, self._connection = lease.vm, FrameStream(lease.stream), lease.connection
+        return True
+
+    def lease_fd(self) -> int:
+        """Descriptor that becomes readable when the pool service has news; -1 without a lease."""
+        return self._connection.fileno() if self._connection else -1
+
+    def read_news(self) -> VMKernelError | None:
+        """Why the VM has ended, if that is the news.
+
+        If it is that the service itself has ended, the VM goes on, with nobody who looks after it; its stream tells
+        when it ends.
+        """
+        if self._connection is None:
+            return None
+        try:
+            while (event := self._connection.read_event(0.0)) is not None:
+                if event["event"] == "vm_gone":
+                    return VMDied(
+                        f"The virtual machine of this session has ended: {event.get('reason')}",
+                        "Its state is lost. Restart the kernel to get a fresh VM.",
+                    )
+        except VMKernelError:
+            self._connection.close()
+            self._connection = None
+        return None
+
+    def close(self) -> None:
+        """Give the VM back, now: the pool destroys it."""
+        if self.stream is not None:
+            self.stream.close()
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _ask(self) -> Lease:
+        """In a thread. The imports are here because they need not be done before the kernel listens."""
+        import vm_kernel.guest.channel  # noqa: F401
+        from vm_kernel.pool.client import PoolConnection
+
+        connection = PoolConnection.open()
+        try:
+            return connection.acquire(self.profile, self._heard, self._kernel_id)
+        except BaseException:
+            connection.close()
+            raise
+
+    def _heard(self, progress: str) -> None:
+        self.progress = progress
+        self._wake()

@@ -1,0 +1,205 @@
+"""Jupyter messages as bytes: signatures, parsing and validation. No sockets here.
+
+What a client sends is checked before anything of it goes on; what the guest sends is hostile input and is checked
+before a client sees it. Standard library only: this is imported while a user waits for the kernel.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+DELIMITER = b"<IDS|MSG>"
+#: signatures that are remembered in order to refuse a replay; as many as jupyter_client remembers
+MAX_SIGNATURES = 1 << 16
+MAX_ID_LENGTH = 512
+
+COMMS = frozenset({"comm_open", "comm_msg", "comm_close"})
+_REQUESTS = frozenset(
+    {
+        "execute_request",
+        "complete_request",
+        "inspect_request",
+        "history_request",
+        "comm_info_request",
+        "kernel_info_request",
+        "connect_request",
+        "shutdown_request",
+        "is_complete_request",
+        "interrupt_request",
+    }
+)
+_CONTROL_REQUESTS = frozenset(
+    {
+        "debug_request",
+        "usage_request",
+        "create_subshell_request",
+        "delete_subshell_request",
+        "list_subshell_request",
+    }
+)
+#: message types that a client may send, by channel
+FROM_CLIENT = {
+    "shell": _REQUESTS | COMMS,
+    "control": _REQUESTS | _CONTROL_REQUESTS,
+    "stdin": frozenset({"input_reply"}),
+}
+#: message types that the guest may publish. Not among them: iopub_welcome, which is for the host to say
+FROM_GUEST_IOPUB = COMMS | {
+    "status",
+    "execute_input",
+    "stream",
+    "display_data",
+    "update_display_data",
+    "execute_result",
+    "error",
+    "clear_output",
+    "debug_event",
+}
+
+
+class WireError(ValueError):
+    """A message that is not to be handled. The text says why."""
+
+
+class Message(NamedTuple):
+    """A message whose signature (if it came from a client) and JSON have been checked."""
+
+    #: ZeroMQ identities of the client, or the one frame that the guest put in their place
+    identities: list[bytes]
+    header: dict[str, Any]
+    content: dict[str, Any]
+    #: header, parent header, metadata, content, buffers, as they came
+    parts: list[bytes]
+
+    @property
+    def msg_type(self) -> str:
+        """Checked to be a string."""
+        return self.header["msg_type"]  # type: ignore[no-any-return]
+
+    @property
+    def msg_id(self) -> str:
+        """Checked to be a string."""
+        return self.header["msg_id"]  # type: ignore[no-any-return]
+
+
+class Signer:
+    """Signs messages and checks signatures with the key of one connection file. An empty key: no signatures."""
+
+    def __init__(self, key: bytes, scheme: str = "hmac-sha256") -> None:
+        """Raises ValueError if ``scheme`` is none that Jupyter has."""
+        kind, _, digest = scheme.partition("-")
+        if kind != "hmac":
+            raise ValueError(f"unknown signature scheme {scheme!r}")
+        # hashing the key once and copying the state is quicker than starting anew for each message
+        self._keyed = hmac.new(key, digestmod=digest) if key else None
+        self._seen: OrderedDict[bytes, None] = OrderedDict()
+
+    def sign(self, parts: Sequence[bytes]) -> bytes:
+        """Signature over header, parent header, metadata and content; buffers are not covered."""
+        if self._keyed is None:
+            return b""
+        state = self._keyed.copy()
+        for part in parts[:4]:
+            state.update(part)
+        return state.hexdigest().encode()
+
+    def check(self, signature: bytes, parts: Sequence[bytes]) -> None:
+        """Raises WireError if the signature is wrong or has been seen before."""
+        if self._keyed is None:
+            return
+        if not hmac.compare_digest(signature, self.sign(parts)):
+            raise WireError("wrong signature")
+        if signature in self._seen:
+            raise WireError("signature seen before")
+        self._seen[signature] = None
+        if len(self._seen) > MAX_SIGNATURES:
+            self._seen.popitem(last=False)
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")
+
+
+_decode = json.JSONDecoder(parse_constant=_refuse).decode
+
+
+def json_object(data: bytes) -> dict[str, Any]:
+    """The JSON object in ``data``. Raises WireError if it is anything else, NaN and Infinity included."""
+    try:
+        value = _decode(data.decode())
+    except (ValueError, RecursionError) as error:
+        raise WireError(f"not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise WireError("not a JSON object")
+    return value
+
+
+def to_json(value: Any) -> bytes:
+    """Compact JSON."""
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def parse_client(frames: list[bytes], signer: Signer, channel: str) -> Message:
+    """Check and take apart what arrived on a client's channel. Raises WireError."""
+    try:
+        at = frames.index(DELIMITER)
+    except ValueError:
+        raise WireError("no delimiter") from None
+    parts = frames[at + 2 :]
+    if at == 0 or len(parts) < 4:
+        raise WireError(f"{len(frames)} frames")
+    signer.check(frames[at + 1], parts)
+    header, content = _checked_parts(parts)
+    if header["msg_type"] not in FROM_CLIENT[channel]:
+        raise WireError(f"a {header['msg_type'][:60]!r} on {channel}")
+    return Message(frames[:at], header, content, parts)
+
+
+class GuestMessage(NamedTuple):
+    """A message of the guest, its JSON checked."""
+
+    #: client identity on shell, control, stdin; topic on iopub
+    address: bytes
+    msg_type: str
+    parent_id: str
+    content: dict[str, Any]
+    #: header, parent header, metadata, content, buffers; the first two are not to be passed on
+    parts: list[bytes]
+
+
+def parse_guest(parts: list[bytes]) -> GuestMessage:
+    """Check and take apart what arrived from the guest. Raises WireError."""
+    if len(parts) < 5:
+        raise WireError(f"{len(parts)} parts")
+    address, *parts = parts
+    if len(address) > MAX_ID_LENGTH or address == DELIMITER:
+        raise WireError("an address that is none")
+    # ipykernel sends text that has no UTF-8 form as invalid UTF-8; clients replace it, some of them fail
+    parts[:4] = [_valid_utf8(part) for part in parts[:4]]
+    header, content = _checked_parts(parts)
+    parent_id = json_object(parts[1]).get("msg_id", "")
+    if not isinstance(parent_id, str):
+        raise WireError("a parent without a message id")
+    return GuestMessage(address, header["msg_type"], parent_id, content, parts)
+
+
+def _valid_utf8(part: bytes) -> bytes:
+    try:
+        part.decode()
+    except UnicodeDecodeError:
+        return part.decode(errors="replace").encode()
+    return part
+
+
+def _checked_parts(parts: list[bytes]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Header and content, after a look at all four JSON parts."""
+    header, _, _, content = map(json_object, parts[:4])
+    for name in ("msg_type", "msg_id"):
+        value = header.get(name)
+        if not isinstance(value, str) or not 0 < len(value) <= MAX_ID_LENGTH:
+            raise WireError(f"a header without {name}")
+    return header, content
