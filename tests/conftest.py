@@ -47,7 +47,6 @@ def vm_home() -> Iterator[Path]:
             folder.mkdir()
             patch.setenv(name, str(folder))
         write_config(CONFIG)
-        _install_kernelspec()
         yield home
         stop_service()
     assert not qemus(home), "a QEMU was left behind"
@@ -72,13 +71,21 @@ def lease(vm_home: Path) -> Iterator[Lease]:
         connection.close()
 
 
+@pytest.fixture(scope="session")
+def kernelspec(vm_home: Path) -> str:
+    """The name of the installed kernelspec."""
+    from vm_kernel.kernel.spec import install
+
+    return install().name
+
+
 @pytest.fixture
-def start_kernel(vm_home: Path) -> StartKernel:
+def start_kernel(kernelspec: str) -> StartKernel:
     """``async with start_kernel() as (manager, client)``: a kernel, started as JupyterLab does, ready to use."""
 
     @asynccontextmanager
     async def start(
-        kernel_name: str = "vm-sandbox", ready_timeout_s: float = 60.0, **arguments: object
+        kernel_name: str = kernelspec, ready_timeout_s: float = 60.0, **arguments: object
     ) -> AsyncIterator[tuple[AsyncKernelManager, AsyncKernelClient]]:
         manager = AsyncKernelManager(kernel_name=kernel_name, **arguments)
         await manager.start_kernel()
@@ -142,9 +149,3 @@ async def eventually(true: Callable[[], bool], timeout_s: float, what: str) -> N
     while not true():
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
         await asyncio.sleep(0.02)
-
-
-def _install_kernelspec() -> None:
-    from vm_kernel.kernel.spec import install
-
-    install()
