@@ -49,7 +49,7 @@ def install(
             spec["display_name"] = display_name
         (staged / "kernel.json").write_text(json.dumps(spec, indent=2) + "\n")
         try:
-            installed = KernelSpecManager().install_kernel_spec(  # type: ignore[no-untyped-call]
+            installed = KernelSpecManager().install_kernel_spec(
                 str(staged), name, user=user and not prefix, prefix=prefix
             )
         except ValueError as error:
