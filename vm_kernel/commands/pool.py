@@ -1,0 +1,140 @@
+"""``vm-kernel pool start|stop|status``: talk to the pool service through its client."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from vm_kernel.errors import PoolUnavailable
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``pool`` to the command line."""
+    parser = subparsers.add_parser("pool", help="start, stop or look at the pool of warm VMs")
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    starter = actions.add_parser("start", help="start the service if it is not running")
+    starter.set_defaults(run=start)
+    stopper = actions.add_parser("stop", help="end every session and VM, then the service")
+    stopper.add_argument("--timeout", type=float, default=30.0, metavar="S", help="seconds to wait (default: 30)")
+    stopper.set_defaults(run=stop)
+    shower = actions.add_parser("status", help="what the service is doing")
+    shower.add_argument("--json", action="store_true", help="for programs")
+    shower.set_defaults(run=status)
+
+
+def start(args: argparse.Namespace) -> int:
+    """Start the service. Raises PoolUnavailable with the service's own words if it does not come up."""
+    from vm_kernel.pool.client import PoolConnection
+
+    connection = PoolConnection.open(start_service=True)
+    try:
+        facts = connection.status()
+    finally:
+        connection.close()
+    print(f"The pool service runs (pid {facts['pid']}, up {_age(facts['uptime_s'])}).")
+    return 0
+
+
+def stop(args: argparse.Namespace) -> int:
+    """Stop the service; that it was not running is no error."""
+    from vm_kernel.pool.client import PoolConnection
+
+    try:
+        connection = PoolConnection.open(start_service=False)
+    except PoolUnavailable:
+        print("The pool service is not running.")
+        return 0
+    try:
+        connection.stop(args.timeout)
+    finally:
+        connection.close()
+    print("The pool service has stopped; no VM is left.")
+    return 0
+
+
+def status(args: argparse.Namespace) -> int:
+    """Print the service's status. Raises PoolUnavailable if it is not running."""
+    from vm_kernel.pool.client import PoolConnection
+
+    connection = PoolConnection.open(start_service=False)
+    try:
+        facts = connection.status()
+    finally:
+        connection.close()
+    if args.json:
+        print(json.dumps(facts, indent=2))
+        return 0
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    for part in (_summary(facts), _profiles(facts), _vms(facts)):
+        console.print(part)
+    return 0
+
+
+def _summary(facts: dict[str, Any]) -> RenderableType:
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    acquire, clone, totals = facts["acquire_ms"], facts["clone_ms"], facts["totals"]
+    for name, value in (
+        ("service", f"{facts['version']}, pid {facts['pid']}, up {_age(facts['uptime_s'])}"),
+        ("accelerator", f"{facts['accelerator']['kind']} ({facts['accelerator']['reason']})"),
+        ("transport", f"{facts['transport']['kind']} ({facts['transport']['reason']})"),
+        ("QEMU, libvirt", f"{facts['qemu_version']}, {facts['libvirt_version']} at {facts['libvirt_uri']}"),
+        ("host memory", f"{facts['host_memory_available_mib']} MiB available"),
+        ("acquire", f"p50 {_ms(acquire['p50'])}, p95 {_ms(acquire['p95'])} of {acquire['count']}"),
+        ("clone", f"p50 {_ms(clone['p50'])}, p95 {_ms(clone['p95'])} of {clone['count']}"),
+        ("so far", f"{totals['leases']} leases, {totals['clones']} clones, {totals['failures']} failures"),
+    ):
+        table.add_row(name, value)
+    return table
+
+
+def _profiles(facts: dict[str, Any]) -> RenderableType:
+    from rich.table import Table
+
+    columns = ("image", "memory_mib", "vcpus", "warm", "leased", "booting", "waiting", "min_warm", "max_vms", "state")
+    table = Table("profile", *(column.replace("_", " ") for column in columns))
+    for profile in facts["profiles"]:
+        cells = [str(profile[column]) for column in columns]
+        if profile["detail"]:
+            cells[-1] += f": {profile['detail']}"
+        table.add_row(profile["name"], *cells)
+    return table
+
+
+def _vms(facts: dict[str, Any]) -> RenderableType:
+    from rich.table import Table
+
+    if not facts["vms"]:
+        return "no VMs"
+    table = Table("VM", "profile", "state", "age", "pid", "memory of its own", "leased by")
+    for vm in facts["vms"]:
+        memory, lease = vm["unique_memory_mib"], vm["lease"]
+        table.add_row(
+            vm["name"],
+            vm["profile"],
+            vm["state"],
+            _age(vm["age_s"]),
+            str(vm["pid"] or ""),
+            "" if memory is None else f"{memory:.1f} MiB",
+            f"pid {lease['pid']} for {_age(lease['since_s'])}" if lease else "",
+        )
+    return table
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} ms"
+
+
+def _age(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
