@@ -103,12 +103,11 @@ class PoolService:
         connection.setblocking(False)
         try:
             pid = self._check_peer(connection)
-            while request := await _request(connection):
+            while (request := await _request(connection)) is not None:
                 await self._answer(connection, request, pid)
         except VMKernelError as error:
             self._log.info("request_refused", error=type(error).__name__, message=error.message)
-            with suppress(OSError):
-                connection.send(encode(error_event(error)))
+            await _refuse(connection, error)
         except (OSError, asyncio.CancelledError):
             pass
         except Exception:
@@ -185,6 +184,21 @@ def _listen() -> socket.socket:
     listener.listen(128)
     listener.setblocking(False)
     return listener
+
+
+async def _refuse(connection: socket.socket, error: VMKernelError) -> None:
+    """Send the error, the last word of a connection, and see that it is read.
+
+    A socket closed with unread bytes in it would take the answer back (ECONNRESET), so what the client still sends is
+    read and dropped for a moment.
+    """
+    loop = asyncio.get_running_loop()
+    with suppress(OSError, TimeoutError):
+        await loop.sock_sendall(connection, encode(error_event(error)))
+        connection.shutdown(socket.SHUT_WR)
+        async with asyncio.timeout(1.0):
+            while await loop.sock_recv(connection, 65536):
+                pass
 
 
 async def _request(connection: socket.socket) -> dict[str, Any] | None:
