@@ -2,6 +2,6 @@
 
 import os
 
-# libvirt reads it when it is first imported, which is somewhere below here. Its default is to print a warning for every
-# argument of QEMU that is ours and not libvirt's: three lines a VM.
-os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:stderr")
+# libvirt reads it when it is first imported, which is somewhere below here. What goes wrong it also tells its caller;
+# its log has more: warnings that some of QEMU's arguments are ours, three a VM, and "errors" that are expected.
+os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:file:/dev/null")
