@@ -1,6 +1,6 @@
 """What all tests share: a home of their own, with a pool service, a kernelspec and the machine's image store.
 
-Every VM here is a real one. The golden snapshot is built once a run.
+Every VM here is a real one. Golden snapshots, which are named by content, are shared with the user's own pool.
 """
 
 from __future__ import annotations
@@ -36,12 +36,13 @@ StartKernel = Callable[..., AbstractAsyncContextManager[tuple[AsyncKernelManager
 @pytest.fixture(scope="session")
 def vm_home() -> Iterator[Path]:
     """A VM_KERNEL_HOME for this run, in the environment of everything that the tests start."""
-    images = paths.images_dir()
+    images, golden = paths.images_dir(), paths.golden_dir()
     home = Path(tempfile.mkdtemp(prefix="vmk-"))
     home.chmod(0o755)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VM_KERNEL_HOME", str(home))
         patch.setenv("VM_KERNEL_IMAGES", str(images))
+        patch.setenv("VM_KERNEL_GOLDEN", str(golden))
         for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
             folder = home / name.lower()
             folder.mkdir()

@@ -33,8 +33,8 @@ def images_dir() -> Path:
 
 
 def golden_dir() -> Path:
-    """Golden snapshots, one folder a golden key."""
-    return home() / "golden"
+    """Golden snapshots, one folder a golden key. ``VM_KERNEL_GOLDEN`` overrides, as for images."""
+    return Path(os.environ.get("VM_KERNEL_GOLDEN") or home() / "golden").absolute()
 
 
 def log_file() -> Path:

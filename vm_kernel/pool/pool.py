@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import structlog
 
 from vm_kernel.config import Profile
-from vm_kernel.errors import PoolFull, PoolUnavailable, VMKernelError
+from vm_kernel.errors import GoldenError, PoolFull, PoolUnavailable, VMKernelError
 from vm_kernel.pool import watch
 from vm_kernel.pool.factory import Source, VMFactory, WarmMachine
 from vm_kernel.pool.metrics import Durations
@@ -149,6 +149,9 @@ class ProfilePool:
         loop = asyncio.get_running_loop()
 
         def progress(stage: str, fraction: float) -> None:
+            if self._closing:
+                # called several times a second while the template boots: the one way to stop that thread
+                raise GoldenError("The pool service is stopping.")
             loop.call_soon_threadsafe(self._say, f"{stage}: {fraction:.0%}" if fraction > 0 else stage)
 
         self._say("opening the golden snapshot")
