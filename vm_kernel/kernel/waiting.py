@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from vm_kernel.kernel.outlet import Outlet
 from vm_kernel.kernel.requests import Request
 
-#: seconds that a cell waits before it is told why, and between two lines that tell it
+#: seconds that a cell waits before it is told why
 PATIENCE_S = 1.0
+#: the pause between two lines doubles up to so many seconds: a minute of waiting fills no screen
+MAX_PAUSE_S = 8.0
 
 
 class WaitingRoom:
@@ -20,6 +22,7 @@ class WaitingRoom:
         self._outlet = outlet
         self._queue: deque[Request] = deque()
         self._next_notice = 0.0
+        self._pause = PATIENCE_S
         self._told = ""
 
     def __bool__(self) -> bool:
@@ -33,7 +36,8 @@ class WaitingRoom:
     def admit(self, request: Request) -> None:
         """Queue a request."""
         if request.is_execute and not self.has_cells:
-            self._next_notice = time.monotonic() + PATIENCE_S
+            self._pause = PATIENCE_S
+            self._next_notice = time.monotonic() + self._pause
             self._told = ""
         self._queue.append(request)
 
@@ -60,7 +64,8 @@ class WaitingRoom:
             return
         first = next(request for request in self._queue if request.is_execute)
         self._told = self._line(progress)
-        self._next_notice = time.monotonic() + PATIENCE_S
+        self._pause = min(2 * self._pause, MAX_PAUSE_S)
+        self._next_notice = time.monotonic() + self._pause
         self._outlet.busy(first)
         self._outlet.publish("stream", {"name": "stderr", "text": self._told}, first)
 
