@@ -22,8 +22,6 @@ from vm_kernel.errors import ImageError, PoolError, VMKernelError
 
 Level = Literal["ok", "warn", "fail"]
 
-APT = "sudo apt-get install --no-install-recommends"
-
 
 @dataclass(frozen=True)
 class Check:
@@ -128,12 +126,8 @@ def accelerator(pool: PoolConfig) -> Check:
     kind, reason = run_unprivileged(partial(_probe, pool.accelerator, kernel), pool.user)
     if kind == "kvm":
         return Check("accelerator", "ok", f"KVM: {reason}")
-    if pool.accelerator == "tcg":
-        return Check("accelerator", "warn", f"TCG, as configured. {_TCG}", "Set c.PoolConfig.accelerator = 'auto'.")
-    return Check("accelerator", "warn", f"TCG: {reason}. {_TCG}", _kvm_hint())
-
-
-_TCG = "Emulation is slow and not a security boundary."
+    hint = "Set c.PoolConfig.accelerator = 'auto'." if pool.accelerator == "tcg" else _kvm_hint()
+    return Check("accelerator", "warn", f"TCG: {reason}", hint)
 
 
 def transport(pool: PoolConfig) -> Check:
@@ -187,7 +181,7 @@ def golden() -> Check:
     except FileNotFoundError:
         found = []
     if not found:
-        hint = "Nothing to do: the first start builds it (some tens of seconds). 'vm-kernel pool start' does it now."
+        hint = "Nothing to do: the first start builds it (some tens of seconds). `vm-kernel pool start` does it now."
         return Check("golden snapshot", "warn", "none yet", hint)
     return Check("golden snapshot", "ok", f"{', '.join(name[:12] for name in found)} in {folder}")
 
@@ -199,11 +193,11 @@ def kernelspec() -> Check:
     specs = KernelSpecManager().get_all_specs()
     ours = {name: found for name, found in specs.items() if "vm_kernel" in found["spec"]["argv"]}
     if not ours:
-        return Check("kernelspec", "fail", "Jupyter does not know the kernel", "Run 'vm-kernel install'.")
+        return Check("kernelspec", "fail", "Jupyter does not know the kernel", "Run `vm-kernel install`.")
     for name, found in ours.items():
         interpreter = found["spec"]["argv"][0]
         if Path(interpreter).is_absolute() and not os.access(interpreter, os.X_OK):
-            return Check("kernelspec", "fail", f"{name} names {interpreter}, which is gone", "Run 'vm-kernel install'.")
+            return Check("kernelspec", "fail", f"{name} names {interpreter}, which is gone", "Run `vm-kernel install`.")
     return Check("kernelspec", "ok", ", ".join(f"{name} in {found['resource_dir']}" for name, found in ours.items()))
 
 

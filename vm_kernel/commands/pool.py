@@ -66,6 +66,7 @@ def status(args: argparse.Namespace) -> int:
     finally:
         connection.close()
     if args.json:
+        facts.pop("event", None)
         print(json.dumps(facts, indent=2))
         return 0
     from rich.console import Console
@@ -83,8 +84,8 @@ def _summary(facts: dict[str, Any]) -> RenderableType:
     acquire, clone, totals = facts["acquire_ms"], facts["clone_ms"], facts["totals"]
     for name, value in (
         ("service", f"{facts['version']}, pid {facts['pid']}, up {_age(facts['uptime_s'])}"),
-        ("accelerator", f"{facts['accelerator']['kind']} ({facts['accelerator']['reason']})"),
-        ("transport", f"{facts['transport']['kind']} ({facts['transport']['reason']})"),
+        ("accelerator", _choice(facts["accelerator"])),
+        ("transport", _choice(facts["transport"])),
         ("QEMU, libvirt", f"{facts['qemu_version']}, {facts['libvirt_version']} at {facts['libvirt_uri']}"),
         ("host memory", f"{facts['host_memory_available_mib']} MiB available"),
         ("acquire", f"p50 {_ms(acquire['p50'])}, p95 {_ms(acquire['p95'])} of {acquire['count']}"),
@@ -126,6 +127,10 @@ def _vms(facts: dict[str, Any]) -> RenderableType:
             f"pid {lease['pid']} for {_age(lease['since_s'])}" if lease else "",
         )
     return table
+
+
+def _choice(choice: dict[str, str] | None) -> str:
+    return f"{choice['kind']}: {choice['reason']}" if choice else "not decided yet"
 
 
 def _ms(value: float | None) -> str:

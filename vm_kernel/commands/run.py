@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-    from vm_kernel.commands.warmup import Stage
+    from vm_kernel.commands.warmup import Pool, Stage
 
 
 class NotebookError(VMKernelError):
@@ -42,6 +42,7 @@ class Run:
 
     job: Job
     notebook: NotebookNode
+    pool: Pool | None
     stages: list[Stage] = field(default_factory=list)
     vm: dict[str, Any] | None = None
     cell_index: int = -1
@@ -83,15 +84,15 @@ def run(args: argparse.Namespace) -> int:
     console = Console(highlight=False, markup=False)
     jobs = plan(args.notebooks, args.output_dir)
     profile = warmup.profile_of(args.kernel)
-    stages = warmup.wait_for_warm(profile, console) if profile is not None else []
+    pool = warmup.wait_for_warm(profile, console) if profile is not None else None
     for job in jobs:
-        outcome = Run(job, read_notebook(job.source), stages=stages)
+        outcome = Run(job, read_notebook(job.source), pool)
         try:
             execute(outcome, args.kernel, args.timeout, console)
         finally:
             write_notebook(outcome)
         report(outcome, console)
-        stages = []
+        pool = replace(pool, stages=[]) if pool is not None else None
     return 0
 
 
@@ -154,7 +155,7 @@ def execute(outcome: Run, kernel: str, timeout: int | None, console: Console) ->
         try:
             client.execute()
         except NoSuchKernel as error:
-            raise ConfigError(f"Jupyter has no kernel {kernel!r}.", "Run 'vm-kernel install'.") from error
+            raise ConfigError(f"Jupyter has no kernel {kernel!r}.", "Run `vm-kernel install`.") from error
         except CellExecutionError as error:
             raise NotebookError(f"{outcome.place}: {error.ename}: {error.evalue}", _written(outcome)) from error
         except CellTimeoutError as error:
@@ -177,29 +178,33 @@ def quieten_logs() -> None:
 
 def watch(client: NotebookClient, outcome: Run, progress: Progress, task: TaskID) -> None:
     """Hang our progress and clocks on nbclient's hooks."""
-    from vm_kernel.commands.warmup import Stage, leased_by
+    from vm_kernel.commands.warmup import Stage, vm_of_session
 
-    clock = time.monotonic
-    marks = {"begin": clock()}
+    marks = {"begin": time.monotonic()}
 
     def ready(notebook: NotebookNode) -> None:
-        marks["ready"] = clock()
+        marks["ready"] = time.monotonic()
         outcome.stages.append(Stage("kernel start", marks["ready"] - marks["begin"]))
 
     def cell_starts(cell: NotebookNode, cell_index: int) -> None:
         outcome.cell_index = cell_index
         progress.update(task, completed=cell_index)
 
-    def cell_executed(cell: NotebookNode, cell_index: int, execute_reply: dict[str, Any]) -> None:
-        if "first" not in marks:
-            marks["first"] = clock()
-            outcome.stages.append(Stage("first cell, waiting for the VM included", marks["first"] - marks["ready"]))
-            outcome.vm = leased_by(getattr(client.km.provisioner, "pid", -1)) if client.km else None
+    async def cell_executed(cell: NotebookNode, cell_index: int, execute_reply: dict[str, Any]) -> None:
+        if "first" in marks:
+            return
+        now = time.monotonic()
+        outcome.stages.append(Stage("first cell, with the wait for its VM", now - marks["ready"]))
+        if outcome.pool is not None:
+            outcome.vm = await vm_of_session(client.kc)
+        if outcome.vm is not None:
+            outcome.stages.append(Stage("of which: VM acquired in", outcome.vm["acquire_ms"] / 1000))
+        marks["first"] = time.monotonic()
 
     def done(notebook: NotebookNode) -> None:
         progress.update(task, completed=len(notebook.cells))
         if "first" in marks:
-            outcome.stages.append(Stage("the other cells", clock() - marks["first"]))
+            outcome.stages.append(Stage("the other cells and the shutdown", time.monotonic() - marks["first"]))
 
     client.on_notebook_start = ready
     client.on_cell_start = cell_starts
@@ -224,14 +229,17 @@ def report(outcome: Run, console: Console) -> None:
     """Print where the notebook ran, how long each stage took, and where the result is."""
     from rich.table import Table
 
-    facts = Table.grid(padding=(0, 2))
-    for name, value in (outcome.vm or {}).items():
-        facts.add_row(name, value)
-    console.print(facts)
+    from vm_kernel.commands.warmup import describe
+
+    if outcome.vm is not None and outcome.pool is not None:
+        facts = Table.grid(padding=(0, 2))
+        for name, value in describe(outcome.vm, outcome.pool.status).items():
+            facts.add_row(name, value)
+        console.print(facts)
     stages = Table("stage", "seconds", "", title="How long each stage took", title_justify="left")
     stages.columns[1].justify = "right"
-    for stage in outcome.stages:
-        stages.add_row(stage.name, f"{stage.seconds:.2f}", stage.note)
+    for stage in [*(outcome.pool.stages if outcome.pool else []), *outcome.stages]:
+        stages.add_row(stage.name, f"{stage.seconds:.3f}", stage.note)
     console.print(stages)
     console.print(f"Wrote {outcome.job.target}", soft_wrap=True)
 

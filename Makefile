@@ -1,0 +1,41 @@
+# The commands of a person who has just cloned this. Each sets up what it needs, on Debian 12 or 13; see scripts/setup.sh.
+
+SHELL := /bin/bash
+VENV := .venv/bin
+# never the caller's own environment
+unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
+
+.PHONY: help setup demo test lab bench clean
+
+help:
+	@echo "make demo    run a notebook inside a VM and show where it ran; the result is build/demo/quickstart.ipynb"
+	@echo "make lab     open JupyterLab with the kernel in its launcher"
+	@echo "make test    run all checks and tests, on real VMs"
+	@echo "make bench   measure against stock ipykernel; the result is benchmarks/latest.json"
+	@echo "make clean   stop the pool service and remove what the above made in this folder"
+
+setup:
+	@scripts/setup.sh
+
+demo: setup
+	@$(VENV)/vm-kernel run --output-dir build/demo examples/quickstart.ipynb
+	@echo; echo "Setting up:"; cat build/setup-times
+
+test:
+	@scripts/setup.sh lab test dev
+	$(VENV)/ruff check
+	$(VENV)/ruff format --check
+	$(VENV)/mypy
+	$(VENV)/pytest
+
+lab:
+	@scripts/setup.sh lab
+	$(VENV)/jupyter lab examples/quickstart.ipynb
+
+bench: setup
+	$(VENV)/python benchmarks/bench.py
+
+clean:
+	-@[ ! -x $(VENV)/vm-kernel ] || $(VENV)/vm-kernel pool stop
+	rm -rf build dist .venv .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
