@@ -98,7 +98,7 @@ def _build(work: Path, name: str, requirements: Path | None, apt: list[str], pro
     progress("Image: writing the root file system", 0.0)
     _make_erofs(made / "root.erofs", work / "root")
     progress("Image: writing kernel and initramfs", 0.8)
-    (made / "vmlinuz").write_bytes(base.kernel.read_bytes())
+    (made / "vmlinux").write_bytes(base.kernel.read_bytes())
     (made / "initrd.img").write_bytes(initramfs.base_archive(base.busybox.read_bytes(), base.modules))
     manifest = Manifest(
         debian_release=debian.RELEASE,

@@ -138,5 +138,6 @@ def _namespace_hint() -> str:
     return (
         "An ordinary user needs a range in /etc/subuid and /etc/subgid (sudo usermod --add-subuids 100000-165535 "
         "--add-subgids 100000-165535 $USER) and the right to make user namespaces (sudo sysctl -w "
-        "kernel.unprivileged_userns_clone=1; on Ubuntu kernel.apparmor_restrict_unprivileged_userns=0). Or build as root."
+        "kernel.unprivileged_userns_clone=1; on Ubuntu kernel.apparmor_restrict_unprivileged_userns=0). "
+        "Or build as root."
     )

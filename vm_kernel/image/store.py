@@ -2,7 +2,7 @@
 
 Layout below ``paths.images_dir()``::
 
-    <digest>/           vmlinuz  initrd.img  root.erofs  manifest.json
+    <digest>/           vmlinux  initrd.img  root.erofs  manifest.json
     names/<name>        -> ../<digest>
     cache/              what the next build can use again (see debian.py)
     .build-*/           a build that is going on, or the leftovers of one that was killed
@@ -31,7 +31,7 @@ Progress: TypeAlias = Callable[[str, float], None]
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-FILES = ("vmlinuz", "initrd.img", "root.erofs")
+FILES = ("vmlinux", "initrd.img", "root.erofs")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 _DIGEST_PREFIX = re.compile(r"[0-9a-f]{8,64}\Z")
@@ -126,7 +126,7 @@ class Image:
     @property
     def kernel(self) -> Path:
         """The Linux kernel, for QEMU's -kernel."""
-        return self.folder / "vmlinuz"
+        return self.folder / "vmlinux"
 
     @property
     def initrd(self) -> Path:

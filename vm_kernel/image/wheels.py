@@ -51,9 +51,10 @@ _PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", re.MULTILINE)
 
 
 def fetch(requirements: Path | None, target: Path, work: Path, progress: Progress) -> list[str]:
-    """Put the wheels of an image into ``target``; ``work`` is the build's folder. Returns each as ``name==version --hash``.
+    """Put the wheels of an image into ``target``. Returns each as ``name==version --hash=sha256:…``.
 
-    The builder calls it. Raises ImageError if something has no wheel for the guest or does not fit together.
+    ``work`` is the build's folder. The builder calls it. Raises ImageError if something has no wheel for the guest or
+    does not fit together.
     """
     if importlib.util.find_spec("pip") is None:
         raise HostError(f"{sys.executable} has no pip, which fetches the guest's packages.", "python3 -m ensurepip")
