@@ -33,7 +33,7 @@ lab:
 	$(VENV)/jupyter lab examples/quickstart.ipynb
 
 bench: setup
-	$(VENV)/python benchmarks/bench.py
+	$(VENV)/python -m benchmarks
 
 clean:
 	-@[ ! -x $(VENV)/vm-kernel ] || $(VENV)/vm-kernel pool stop

@@ -1,0 +1,44 @@
+"""``make bench``: everything in one run, a table on the terminal and ``benchmarks/latest.json``. About five minutes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from rich.console import Console
+
+from benchmarks import environment, pool, relay, report, sessions
+from benchmarks.samples import Results
+
+
+def main() -> int:
+    """Measure and report. The exit status does not depend on what was reached."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few samples, to see that it works; nothing is written")
+    quick = parser.parse_args().quick
+    console, results = Console(highlight=False), Results()
+    if not console.is_terminal:
+        console = Console(highlight=False, width=120)
+    steps: list[tuple[str, Callable[[], None]]] = [
+        ("golden snapshots", lambda: pool.measure_golden(results, 1 if quick else 3)),
+        ("leases", lambda: pool.measure_leases(results, 4 if quick else 22)),
+        ("starts and restarts", lambda: sessions.measure_starts(results, 1 if quick else 11)),
+        ("cells", lambda: sessions.measure_cells(results, 2 if quick else 10, 20)),
+        ("the relay's share", lambda: relay.measure_relay(results, 1 if quick else 5, 100)),
+    ]
+    with environment.place():
+        for title, measure in steps:
+            with console.status(f"measuring {title}"):
+                measure()
+        with console.status("measuring memory"):
+            status = pool.measure_memory(results)
+    report.show(results, console)
+    if not quick:
+        report.write(results, status)
+        console.print(f"Wrote {report.LATEST}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""What is measured: names, aims and samples. How samples are taken is in the other modules."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field
+from typing import Any
+
+#: sides of a comparison
+OURS, STOCK = "vm-sandbox", "ipykernel"
+
+
+@dataclass
+class Series:
+    """Samples of one quantity for one side."""
+
+    values: list[float] = field(default_factory=list)
+
+    def percentile(self, percent: int) -> float:
+        """The sample below which ``percent`` of all samples are (nearest rank)."""
+        ordered = sorted(self.values)
+        return ordered[max(0, -(-percent * len(ordered) // 100) - 1)]
+
+    def summary(self) -> dict[str, Any]:
+        """As it is written to JSON."""
+        return {
+            "p50": round(statistics.median(self.values), 4),
+            "p95": round(self.percentile(95), 4),
+            "samples": len(self.values),
+        }
+
+
+@dataclass
+class Row:
+    """One quantity: lower is better. ``aim`` is for our median, or, if ``aim_is_ratio``, for ours / ipykernel's."""
+
+    key: str
+    title: str
+    unit: str
+    aim: float | None = None
+    aim_is_ratio: bool = False
+    series: dict[str, Series] = field(default_factory=dict)
+
+    def add(self, side: str, value: float) -> None:
+        """Add a sample."""
+        self.series.setdefault(side, Series()).values.append(value)
+
+    @property
+    def median(self) -> float | None:
+        """Our median."""
+        return statistics.median(self.series[OURS].values) if OURS in self.series else None
+
+    @property
+    def ratio(self) -> float | None:
+        """Our median over ipykernel's."""
+        if OURS not in self.series or STOCK not in self.series:
+            return None
+        return statistics.median(self.series[OURS].values) / statistics.median(self.series[STOCK].values)
+
+    @property
+    def met(self) -> bool | None:
+        """Is the aim reached? None if there is no aim, or nothing was measured."""
+        reached = self.ratio if self.aim_is_ratio else self.median
+        return None if self.aim is None or reached is None else reached <= self.aim
+
+    def summary(self) -> dict[str, Any]:
+        """As it is written to JSON."""
+        return {
+            "title": self.title,
+            "unit": self.unit,
+            **{side: series.summary() for side, series in self.series.items()},
+            "ratio": None if self.ratio is None else round(self.ratio, 3),
+            "aim": self.aim,
+            "aim_is": "ratio" if self.aim_is_ratio else self.unit,
+            "met": self.met,
+        }
+
+
+class Results:
+    """All rows, in the order in which they are shown."""
+
+    def __init__(self) -> None:
+        self.rows = {
+            row.key: row
+            for row in (
+                Row("launch_to_info", "launch to the first kernel_info_reply", "ms", 0.7, aim_is_ratio=True),
+                Row("start_to_result", "start_kernel to the first cell's result", "ms", 1.0, aim_is_ratio=True),
+                Row("start_to_ready", "start_kernel to wait_for_ready", "ms"),
+                Row("ready_to_result", "start_kernel, wait_for_ready, the first cell's result", "ms"),
+                Row("restart_to_info", "restart_kernel to the first kernel_info_reply", "ms", 0.7, aim_is_ratio=True),
+                Row("restart_to_result", "restart_kernel to the first cell's result", "ms"),
+                Row("trivial_cell", "trivial cell", "ms"),
+                Row("relay_share", "the relay's own share of a trivial cell", "ms", 3.0),
+                Row("stdout_10mb", "10 MB of stdout", "s"),
+                Row("acquire", "pool: acquire", "ms", 2.0),
+                Row("clone_to_warm", "pool: clone to warm", "s", 0.35),
+                Row("cold_boot", "cold boot to warm", "s"),
+                Row("golden_build", "golden snapshot: build", "s"),
+                Row("golden_load", "golden snapshot: load", "s"),
+                Row("unique_memory", "memory of its own, an idle VM (10 VMs)", "MiB", 45.0),
+            )
+        }
+
+    def add(self, key: str, value: float, side: str = OURS) -> None:
+        """Add a sample to a row."""
+        self.rows[key].add(side, value)

@@ -1,0 +1,139 @@
+"""Measures a kernel through jupyter_client, as JupyterLab and nbclient use it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from jupyter_client.blocking.client import BlockingKernelClient
+from jupyter_client.manager import KernelManager
+
+from benchmarks.environment import wait_until_quiet
+from benchmarks.samples import OURS, STOCK, Results
+
+TIMEOUT_S = 120.0
+#: ten thousand lines of a thousand bytes
+PRINT_10_MB = "for _ in range(10_000):\n    print('x' * 999)"
+
+
+def measure_starts(results: Results, rounds: int) -> None:
+    """Launch, first result, restart: a fresh kernel each time, the two sides in turn and in changing order."""
+    for number in range(rounds + 1):
+        for side in _order(number):
+            wait_until_quiet()
+            quick = _start_and_restart(side)
+            wait_until_quiet()
+            ready = _start_as_nbclient(side)
+            if number:  # the first round fills the page cache
+                for key, value in {**quick, **ready}.items():
+                    results.add(key, 1000 * value, side)
+
+
+def measure_cells(results: Results, rounds: int, cells: int) -> None:
+    """Trivial cells and much output, in two kernels that run side by side."""
+    with _kernel(OURS) as ours, _kernel(STOCK) as stock:
+        clients = {OURS: ours[1], STOCK: stock[1]}
+        wait_until_quiet()
+        for client in clients.values():
+            for _ in range(10):
+                _timed_cell(client, "1 + 1")
+        for number in range(rounds):
+            for side in _order(number):
+                for _ in range(cells):
+                    results.add("trivial_cell", 1000 * _timed_cell(clients[side], "1 + 1"), side)
+        for number in range(3):
+            for side in _order(number):
+                results.add("stdout_10mb", _timed_cell(clients[side], PRINT_10_MB, 10_000_000), side)
+
+
+def _order(number: int) -> tuple[str, str]:
+    return (OURS, STOCK) if number % 2 == 0 else (STOCK, OURS)
+
+
+def _start_and_restart(side: str) -> dict[str, float]:
+    begin = time.perf_counter()
+    with _kernel(side) as (manager, client):
+        _kernel_info(client)
+        info = time.perf_counter()
+        _first_result(client)
+        result = time.perf_counter()
+        # an idle kernel with a full pool is what a user restarts
+        wait_until_quiet()
+        again = time.perf_counter()
+        manager.restart_kernel()
+        _kernel_info(client)
+        info_again = time.perf_counter()
+        _first_result(client)
+        result_again = time.perf_counter()
+    return {
+        "launch_to_info": info - begin,
+        "start_to_result": result - begin,
+        "restart_to_info": info_again - again,
+        "restart_to_result": result_again - again,
+    }
+
+
+def _start_as_nbclient(side: str) -> dict[str, float]:
+    begin = time.perf_counter()
+    with _kernel(side) as (_, client):
+        client.wait_for_ready(timeout=TIMEOUT_S)
+        ready = time.perf_counter()
+        _first_result(client)
+        result = time.perf_counter()
+    return {"start_to_ready": ready - begin, "ready_to_result": result - begin}
+
+
+@contextmanager
+def _kernel(name: str) -> Iterator[tuple[KernelManager, BlockingKernelClient]]:
+    manager = KernelManager(kernel_name=name)
+    manager.start_kernel()
+    client: BlockingKernelClient = manager.blocking_client()
+    try:
+        client.start_channels()
+        yield manager, client
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+def _kernel_info(client: BlockingKernelClient) -> None:
+    _reply(client, client.kernel_info())
+
+
+def _first_result(client: BlockingKernelClient) -> None:
+    """Run a cell and wait for its result, which travels with the reply.
+
+    What is published is no measure so early: a subscription that is made while a kernel starts may miss it.
+    """
+    reply = _reply(client, client.execute("", user_expressions={"result": "6 * 7"}))
+    if reply["content"]["user_expressions"]["result"]["data"]["text/plain"] != "42":
+        raise RuntimeError(f"a wrong result: {reply['content']}")
+
+
+def _reply(client: BlockingKernelClient, msg_id: str) -> dict[str, Any]:
+    while True:
+        message: dict[str, Any] = client.get_shell_msg(timeout=TIMEOUT_S)
+        if message["parent_header"].get("msg_id") == msg_id:
+            return message
+
+
+def _timed_cell(client: BlockingKernelClient, code: str, stdout_bytes: int = 0) -> float:
+    """Seconds from the request to its reply and its idle. Raises RuntimeError unless all output has arrived."""
+    begin = time.perf_counter()
+    msg_id = client.execute(code)
+    reply = _reply(client, msg_id)
+    received = 0
+    while True:
+        message = client.get_iopub_msg(timeout=TIMEOUT_S)
+        if message["parent_header"].get("msg_id") != msg_id:
+            continue
+        content = message["content"]
+        received += len(content.get("text", ""))
+        if content.get("execution_state") == "idle":
+            break
+    seconds = time.perf_counter() - begin
+    if reply["content"]["status"] != "ok" or received < stdout_bytes:
+        raise RuntimeError(f"{code!r} gave {received} bytes and {reply['content']}")
+    return seconds
