@@ -25,7 +25,7 @@ class Cell(NamedTuple):
         return str(self.reply["content"]["status"])
 
     @property
-    def count(self) -> int:
+    def number(self) -> int:
         return int(self.reply["content"]["execution_count"])
 
     @property

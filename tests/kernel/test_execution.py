@@ -9,7 +9,7 @@ from tests.kernel.session import Session, connected
 
 async def test_a_cell_is_busy_prints_has_a_result_and_is_idle(session: Session) -> None:
     cell = await session.run("import sys\nprint('out')\nprint('err', file=sys.stderr)\n6 * 7")
-    assert (cell.status, cell.count, cell.value) == ("ok", 1, "42")
+    assert (cell.status, cell.number, cell.value) == ("ok", 1, "42")
     assert (cell.stream("stdout"), cell.stream("stderr")) == ("out\n", "err\n")
     assert cell.types[:2] == ["busy", "execute_input"]
     assert cell.types[-1] == "idle"
@@ -50,14 +50,14 @@ async def test_an_error_has_a_traceback_and_aborts_what_is_queued(session: Sessi
     assert any("1" in line and "0" in line for line in failed.of("error")[0]["traceback"])
     assert [cell.status for cell in behind] == ["aborted"] * 3
     assert [cell.types for cell in behind] == [["busy", "idle"]] * 3
-    assert (await session.run("3")).count == 2
+    assert (await session.run("3")).number == 2
 
 
 async def test_silent_cells_and_user_expressions(session: Session) -> None:
     silent = await session.run("x = 1", silent=True)
     assert "execute_input" not in silent.types
     cell = await session.run("y = 2", user_expressions={"sum": "x + y"})
-    assert cell.count == 1
+    assert cell.number == 1
     assert cell.reply["content"]["user_expressions"]["sum"]["data"]["text/plain"] == "3"
 
 

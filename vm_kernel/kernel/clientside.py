@@ -72,26 +72,27 @@ class ClientSide:
                 self._count = 0
         except VMKernelError as error:
             self._no_vm = error
-            for request in self._waiting.leave():
-                self._refuse(request, error)
 
     def serve_waiting(self) -> None:
-        """Let in those who wait, if the way is free; else tell them why it is not."""
+        """Let in those who wait, if the way is free; send them away if it will not be; else tell them why it is not."""
         if not self._waiting:
             return
         if self._may_run:
             for request in self._waiting.leave():
                 self._pass_on(request)
-        elif self._tenancy.stream is None:
+        elif self._tenancy.acquiring:
             self._waiting.tell(self._tenancy.progress)
+        elif self._no_vm is not None and self._heard:
+            for request in self._waiting.leave():
+                self._refuse(request, self._no_vm)
 
     def next_event_in_s(self) -> float | None:
         """Seconds until serve_waiting() has something to do even if nothing happens; None: never."""
         if not self._waiting:
             return None
-        if self._tenancy.stream is not None:
-            return max(0.0, self._listeners_by - time.monotonic())
-        return self._waiting.notice_in_s(self._tenancy.progress)
+        if self._tenancy.acquiring:
+            return self._waiting.notice_in_s(self._tenancy.progress)
+        return max(0.0, self._listeners_by - time.monotonic())
 
     def interrupt(self, request: Request | None) -> None:
         """Interrupt the running cell, and cancel cells that wait for a VM. ``request`` is None for a SIGINT."""
@@ -106,9 +107,13 @@ class ClientSide:
     # ---- with a VM
 
     @property
+    def _heard(self) -> bool:
+        """True if what is published is likely to be heard."""
+        return self.has_listeners or time.monotonic() >= self._listeners_by
+
+    @property
     def _may_run(self) -> bool:
-        heard = self.has_listeners or time.monotonic() >= self._listeners_by
-        return self._tenancy.stream is not None and heard
+        return self._tenancy.stream is not None and self._heard
 
     @property
     def _open(self) -> bool:
@@ -136,13 +141,13 @@ class ClientSide:
 
     def _without_vm(self, request: Request) -> None:
         magic = _magic_of(request)
-        if magic is not None and self._tenancy.stream is None and not self._waiting.has_cells:
+        if magic is not None and self._tenancy.stream is None and self._heard and not self._waiting.has_cells:
             self._evaluate_now(request, magic)
-        elif self._tenancy.stream is not None or self._tenancy.acquiring or request.is_execute:
-            self._waiting.admit(request)
+            return
+        self._waiting.admit(request)
+        if request.is_execute and magic is None:
+            self._no_vm = None
             self._tenancy.acquire()
-        elif self._no_vm is not None:
-            self._refuse(request, self._no_vm)
 
     def _refuse(self, request: Request, error: VMKernelError) -> None:
         """No VM is to be had."""

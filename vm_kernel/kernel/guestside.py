@@ -106,6 +106,7 @@ class GuestSide:
         sequence = fields.get("seq")
         if kind is Kind.INTERRUPTED and isinstance(sequence, int):
             request = self._interrupts.pop(sequence, None)
+            self.send("shell", [], self._markers.nudge())
             if request is not None:
                 self._outlet.answer(request, {"status": "ok"})
 
@@ -149,6 +150,8 @@ class GuestSide:
             self._published(message, cell.request)
         if cell.due:
             self.evaluate(cell)
+        elif cell.request is None and cell.replied and cell.idle:
+            self._markers.forget(message.parent_id)
 
     def evaluate(self, cell: HostCell) -> None:
         """A host cell's turn has come: answer it, in a thread, because the pool service may take its time."""

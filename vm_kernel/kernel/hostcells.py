@@ -26,6 +26,7 @@ _MOVE_ON = (
     "ip.history_manager.input_hist_raw.extend([''] * n), "
     "setattr(ip, 'execution_count', ip.execution_count + n)))(__import__('IPython').get_ipython(), {count})"
 )
+_OWN_HEADER = {"session": "host", "username": "vm-kernel", "date": "2020-01-01T00:00:00Z", "version": "5.4"}
 _FAIL = "\nraise RuntimeError('a host cell failed')"
 
 
@@ -84,12 +85,23 @@ class Markers:
 
     def make_up(self, count: int) -> list[bytes]:
         """A marker that stands for ``count`` cells which were counted while there was no VM."""
-        header = {"session": "host", "username": "vm-kernel", "date": "2020-01-01T00:00:00Z", "version": "5.4"}
-        return self._marker(HostCell(None, None), header, _MOVE_ON.format(count=count), {"silent": True})
+        return self._marker(HostCell(None, None), _OWN_HEADER, _MOVE_ON.format(count=count), {"silent": True})
+
+    def nudge(self) -> list[bytes]:
+        """A marker that does nothing but arrive.
+
+        ipykernel notes an interrupt of a cell that awaits something, and acts on it when its event loop wakes up:
+        left alone, when what the cell awaits is there.
+        """
+        return self._message(HostCell(None, None), _OWN_HEADER, "comm_info_request", {})
 
     def find(self, msg_id: str) -> HostCell | None:
         """The host cell that stands behind a message id."""
         return self._cells.get(msg_id)
+
+    def forget(self, msg_id: str) -> None:
+        """Make room: nothing more is expected of that marker."""
+        self._cells.pop(msg_id, None)
 
     def note_reply(self, cell: HostCell, message: GuestMessage) -> None:
         """The guest has answered the marker."""
@@ -99,10 +111,13 @@ class Markers:
         cell.count = count if isinstance(count, int) else 0
 
     def _marker(self, cell: HostCell, header: dict[str, Any], code: str, content: dict[str, Any]) -> list[bytes]:
+        content = content | {"code": code, "store_history": False, "user_expressions": {}, "allow_stdin": False}
+        return self._message(cell, header, "execute_request", content)
+
+    def _message(self, cell: HostCell, header: dict[str, Any], msg_type: str, content: dict[str, Any]) -> list[bytes]:
         msg_id = f"host-{os.urandom(16).hex()}"
         self._cells[msg_id] = cell
         if len(self._cells) > MAX_MARKERS:
             self._cells.popitem(last=False)
-        header = header | {"msg_id": msg_id, "msg_type": "execute_request"}
-        content = content | {"code": code, "store_history": False, "user_expressions": {}, "allow_stdin": False}
+        header = header | {"msg_id": msg_id, "msg_type": msg_type}
         return [to_json(header), b"{}", b"{}", to_json(content)]

@@ -92,7 +92,7 @@ class Signer:
     def __init__(self, key: bytes, scheme: str = "hmac-sha256") -> None:
         """Raises ValueError if ``scheme`` is none that Jupyter has."""
         kind, _, digest = scheme.partition("-")
-        if kind != "hmac":
+        if kind != "hmac" or not digest:
             raise ValueError(f"unknown signature scheme {scheme!r}")
         # hashing the key once and copying the state is quicker than starting anew for each message
         self._keyed = hmac.new(key, digestmod=digest) if key else None
@@ -156,6 +156,8 @@ def parse_client(frames: list[bytes], signer: Signer, channel: str) -> Message:
     header, content = _checked_parts(parts)
     if header["msg_type"] not in FROM_CLIENT[channel]:
         raise WireError(f"a {header['msg_type'][:60]!r} on {channel}")
+    if header["msg_type"] == "execute_request" and not isinstance(content.get("code"), str):
+        raise WireError("a cell whose code is no text")
     return Message(frames[:at], header, content, parts)
 
 

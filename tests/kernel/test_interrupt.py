@@ -1,0 +1,93 @@
+"""Interrupting whatever a cell does, and a cell that has not begun."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+from jupyter_client.manager import AsyncKernelManager
+
+from tests.kernel.session import Cell, Session, unready_kernel
+from tests.kernel.stalled import stalled_pool
+
+RUNNING = {
+    "sleep": "import time\nprint('begun', flush=True)\ntime.sleep(60)",
+    "busy loop": "print('begun', flush=True)\nwhile True: pass",
+    "child process": "import subprocess\nprint('begun', flush=True)\nsubprocess.run(['sleep', '60'])",
+    "shell": "print('begun', flush=True)\n!sleep 60",
+    "async": "import asyncio\nprint('begun', flush=True)\nawait asyncio.sleep(60)",
+}
+
+
+async def interrupted(manager: AsyncKernelManager, session: Session, msg_id: str) -> Cell:
+    """Interrupt as Jupyter does; the cell must end soon."""
+    started = time.monotonic()
+    await manager.interrupt_kernel()
+    cell = await session.finish(msg_id, timeout_s=20)
+    assert time.monotonic() - started < 5
+    return cell
+
+
+@pytest.mark.parametrize("code", RUNNING.values(), ids=RUNNING)
+async def test_a_running_cell_is_interrupted_and_the_next_one_runs(
+    kernel: tuple[AsyncKernelManager, Session], code: str
+) -> None:
+    manager, session = kernel
+    msg_id = session.client.execute(code)
+    await session.until_output(msg_id, "begun")
+    cell = await interrupted(manager, session, msg_id)
+    if "!" not in code:  # IPython ends a shell command quietly
+        assert cell.reply["content"]["ename"] in ("KeyboardInterrupt", "CancelledError")
+    assert (await session.run("'alive'")).value == "'alive'"
+
+
+async def test_a_child_process_does_not_survive_the_interrupt(kernel: tuple[AsyncKernelManager, Session]) -> None:
+    manager, session = kernel
+    msg_id = session.client.execute("import subprocess\nprint('begun', flush=True)\nsubprocess.run(['sleep', '4321'])")
+    await session.until_output(msg_id, "begun")
+    await interrupted(manager, session, msg_id)
+    found = await session.run("print(subprocess.run(['pgrep', '-f', 'sleep 4321'], capture_output=True).stdout)")
+    assert found.stream() == "b''\n"
+
+
+async def test_a_cell_that_waits_for_input_is_interrupted(kernel: tuple[AsyncKernelManager, Session]) -> None:
+    manager, session = kernel
+    msg_id = session.client.execute("input('? ')")
+    await session.input_request()
+    cell = await interrupted(manager, session, msg_id)
+    assert cell.reply["content"]["ename"] == "KeyboardInterrupt"
+    assert (await session.run("1")).value == "1"
+
+
+async def test_the_interrupt_is_answered_and_harmless_when_nothing_runs(session: Session) -> None:
+    answer = await session.ask("interrupt_request", {}, "control")
+    assert answer.reply["msg_type"] == "interrupt_reply"
+    assert answer.status == "ok"
+    assert answer.types == ["busy", "idle"]
+    assert (await session.run("2")).value == "2"
+
+
+async def test_sigint_to_the_kernel_process_interrupts_the_cell(kernel: tuple[AsyncKernelManager, Session]) -> None:
+    manager, session = kernel
+    msg_id = session.client.execute(RUNNING["sleep"])
+    await session.until_output(msg_id, "begun")
+    os.kill(manager.provisioner.pid, signal.SIGINT)  # type: ignore[union-attr]
+    assert (await session.finish(msg_id, timeout_s=20)).reply["content"]["ename"] == "KeyboardInterrupt"
+
+
+async def test_cells_that_wait_for_a_vm_are_cancelled(kernelspec: str, warm_pool: None) -> None:
+    with stalled_pool() as go_on:
+        async with unready_kernel(kernelspec) as (manager, session):
+            await session.client.wait_for_ready(timeout=20)
+            ids = [session.client.execute(code) for code in ("print('not run')", "print('nor this')")]
+            await session.until_output(ids[0], "Waiting for a virtual machine")
+            await manager.interrupt_kernel()
+            first, second = [await session.finish(msg_id, timeout_s=5) for msg_id in ids]
+            assert first.reply["content"]["ename"] == "KeyboardInterrupt"
+            assert first.number == 1
+            assert second.status == "aborted"
+            go_on()
+            after = await session.run("'after'")
+            assert (after.value, after.number) == ("'after'", 2)
