@@ -33,7 +33,7 @@ _EROFS_OPTIONS = ("-T0", "-U", "6f4c4f3a-5d0c-4a4e-9f5e-766d6b65726e", "-x-1")
 _CONFIGURE = """\
 set -eu
 mkdir "$2"
-tar --extract --file "$1" --directory "$2" --numeric-owner
+tar --extract --file "$1" --directory "$2" --numeric-owner --exclude "./dev/*"
 mount --rbind /proc "$2/proc"
 mount -t tmpfs -o mode=755 dev "$2/dev"
 mkdir -m 1777 "$2/dev/shm"

@@ -85,7 +85,7 @@ def run_list(arguments: argparse.Namespace) -> int:
     elif not damaged:
         console.print("There are no images. Build one with: vm-kernel image build")
     for error in damaged:
-        console.print(f"[red]{error.message}[/red]\n{error.hint}")
+        console.print(f"{error.message}\n  -> {error.hint}", style="red", markup=False, soft_wrap=True)
     return 1 if damaged else 0
 
 

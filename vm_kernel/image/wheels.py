@@ -125,7 +125,9 @@ def _pip_download(target: Path, what: list[str]) -> list[str]:
 
 
 def _explained(error: namespace.CommandFailed) -> ImageError:
-    said = "\n".join(line for line in error.output.splitlines() if "WARNING" not in line)
+    lines = [line for line in error.output.splitlines() if line and "WARNING" not in line]
+    first = next((number for number, line in enumerate(lines) if line.startswith("ERROR")), 0)
+    said = "\n".join(lines[first:])
     if re.search(r"NewConnectionError|Temporary failure in name resolution|Max retries exceeded", error.output):
         return ImageError(f"The package index cannot be reached:\n{said}", "Check the network and pip's settings.")
     if "ResolutionImpossible" not in said and (missing := _NO_WHEEL.search(said)):
@@ -133,7 +135,10 @@ def _explained(error: namespace.CommandFailed) -> ImageError:
             f"{missing.group(1)} has no wheel for Python {PYTHON} on x86-64 Linux (or does not exist):\n{said}",
             "Choose a version that has one; source distributions are not built.",
         )
-    return ImageError(f"The Python packages cannot be fetched:\n{said}", "Mend the requirements file.")
+    return ImageError(
+        f"The Python packages cannot be fetched:\n{said}",
+        f"Mend the requirements file; every image also has what {WANTED.name} of vm_kernel.image asks for.",
+    )
 
 
 def _pinned(wheel: Path) -> str:
