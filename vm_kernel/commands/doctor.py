@@ -100,9 +100,13 @@ def qemu() -> Check:
 def libvirt(pool: PoolConfig) -> Check:
     """Does libvirt's QEMU driver load? Opens it, as the pool service does."""
     from vm_kernel.vm import host
+    from vm_kernel.vm.hypervisor import Hypervisor
+
+    def open_and_close(folder: Path) -> None:
+        Hypervisor.open(folder / "lv", pool.libvirt_uri).close()
 
     version = host.libvirt_version()
-    run_unprivileged(partial(_open_hypervisor, pool.libvirt_uri), pool.user)
+    run_unprivileged(open_and_close, pool.user)
     return Check("libvirt", "ok", f"version {version}, {pool.libvirt_uri or 'qemu:///embed'} opens")
 
 
@@ -118,15 +122,21 @@ def image(pool: PoolConfig) -> Check:
 def accelerator(pool: PoolConfig) -> Check:
     """Which accelerator will VMs use? Runs a guest under KVM unless TCG is demanded."""
     from vm_kernel.image.store import open_image
+    from vm_kernel.vm import host
 
     try:
         kernel = open_image(pool.image).kernel
     except ImageError as error:
         return Check("accelerator", "warn", "not tried: there is no image to run", error.hint)
-    kind, reason = run_unprivileged(partial(_probe, pool.accelerator, kernel), pool.user)
+
+    def probe(folder: Path) -> tuple[str, str]:
+        found = host.resolve_accelerator(pool.accelerator, folder / "probe.json", kernel)
+        return found.kind, found.reason
+
+    kind, reason = run_unprivileged(probe, pool.user)
     if kind == "kvm":
         return Check("accelerator", "ok", f"KVM: {reason}")
-    hint = "Set c.PoolConfig.accelerator = 'auto'." if pool.accelerator == "tcg" else _kvm_hint()
+    hint = "Set c.PoolConfig.accelerator = 'auto'." if pool.accelerator == "tcg" else _kvm_hint(reason, pool.user)
     return Check("accelerator", "warn", f"TCG: {reason}", hint)
 
 
@@ -219,24 +229,12 @@ def _attempt(name: str, step: Callable[[], Check]) -> Check:
         return Check(name, "fail", f"{type(error).__name__}: {error}", "Please report this; it is unexpected.")
 
 
-def _open_hypervisor(uri: str, folder: Path) -> None:
-    from vm_kernel.vm.hypervisor import Hypervisor
-
-    Hypervisor.open(folder, uri).close()
-
-
-def _probe(setting: str, kernel: Path, folder: Path) -> tuple[str, str]:
-    from vm_kernel.vm import host
-
-    found = host.resolve_accelerator(setting, folder / "probe.json", kernel)
-    return found.kind, found.reason
-
-
-def _kvm_hint() -> str:
+def _kvm_hint(reason: str, user: str) -> str:
     if not Path("/dev/kvm").exists():
         return "Enable virtualization in the firmware, or use a machine (or cloud instance) with nested virtualization."
-    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        return "Add yourself to the group of /dev/kvm: sudo usermod -aG kvm $USER, then log in again."
+    if "cannot be opened" in reason:
+        name = user if os.geteuid() == 0 else "$USER"
+        return f"Let {name} use it: chgrp kvm /dev/kvm; chmod 660 /dev/kvm; usermod -aG kvm {name} (and log in again)."
     return "Use a machine whose KVM can run Linux guests."
 
 

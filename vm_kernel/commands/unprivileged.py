@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
 import select
 import shutil
 import signal
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vm_kernel.errors import HostError, VMKernelError, from_name
+from vm_kernel.pool import privileges
 
 TIMEOUT_S = 60.0
 
@@ -25,15 +25,14 @@ TIMEOUT_S = 60.0
 def run_unprivileged(function: Callable[[Path], Any], user: str) -> Any:
     """Call ``function(folder)`` with a temporary folder. As root, the child becomes ``user`` first.
 
+    Import what the function needs before: ``user`` may be unable to read it.
+
     Returns what the function returns, as JSON gives it back. Called by the doctor. Raises the function's error, or
     HostError if the child dies or takes a minute.
     """
     folder = Path(tempfile.mkdtemp(prefix="vmk-", dir="/tmp"))
     try:
-        owner = _owner(user) if os.geteuid() == 0 else None
-        if owner is not None:
-            os.chown(folder, owner.pw_uid, owner.pw_gid)
-        said = _in_child(function, folder, owner)
+        said = _in_child(function, folder, user)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if not said:
@@ -44,22 +43,12 @@ def run_unprivileged(function: Callable[[Path], Any], user: str) -> Any:
     return outcome["result"]
 
 
-def _owner(user: str) -> pwd.struct_passwd:
-    try:
-        return pwd.getpwnam(user)
-    except KeyError:
-        raise HostError(
-            f"There is no user {user!r}, whom the pool service becomes when root starts it.",
-            f"Create it: useradd --system --home-dir /var/lib/vm-kernel --shell /usr/sbin/nologin {user}",
-        ) from None
-
-
-def _in_child(function: Callable[[Path], Any], folder: Path, owner: pwd.struct_passwd | None) -> bytes:
+def _in_child(function: Callable[[Path], Any], folder: Path, user: str) -> bytes:
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reading)
-        _child(function, folder, owner, writing)
+        _child(function, folder, user, writing)
     os.close(writing)
     try:
         return _read(reading)
@@ -69,14 +58,13 @@ def _in_child(function: Callable[[Path], Any], folder: Path, owner: pwd.struct_p
         os.waitpid(child, 0)
 
 
-def _child(function: Callable[[Path], Any], folder: Path, owner: pwd.struct_passwd | None, writing: int) -> None:
+def _child(function: Callable[[Path], Any], folder: Path, user: str, writing: int) -> None:
     """Never returns: the child of a fork must not run its parent's clean-up."""
     try:
         os.setsid()
-        if owner is not None:
-            os.initgroups(owner.pw_name, owner.pw_gid)
-            os.setgid(owner.pw_gid)
-            os.setuid(owner.pw_uid)
+        # as the pool service does it; what it makes for a home of the service goes into the temporary folder
+        os.environ["VM_KERNEL_HOME"] = str(folder)
+        privileges.drop(user)
         outcome: dict[str, Any] = {"result": function(folder)}
     except VMKernelError as error:
         outcome = {"error": {"name": type(error).__name__, "message": error.message, "hint": error.hint}}
