@@ -8,13 +8,13 @@ from tests.conftest import StartKernel
 
 
 async def run(client: AsyncKernelClient, code: str) -> str:
-    """Run a cell; its text output, or the error's name."""
+    """Run a cell; its standard output and result, or the error's name."""
     text: list[str] = []
 
     def on_output(message: dict[str, object]) -> None:
         content = message["content"]
         assert isinstance(content, dict)
-        if message["msg_type"] == "stream":
+        if message["msg_type"] == "stream" and content["name"] == "stdout":
             text.append(content["text"])
         elif message["msg_type"] == "execute_result":
             text.append(content["data"]["text/plain"])

@@ -150,13 +150,23 @@ def _build(hv: Hypervisor, key: str, spec: VMSpec, folder: Path, progress: Progr
             "created_at": time.time(),
         }
         (draft / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        draft.rename(folder / key)
+        _keep(draft, folder / key)
     except BaseException:
         os.close(memfd)
         shutil.rmtree(draft, ignore_errors=True)
         raise
     progress("the golden snapshot is ready", 1.0)
     return GoldenSnapshot(key, spec, folder / key, memfd, state, built=True)
+
+
+def _keep(draft: Path, target: Path) -> None:
+    """Give a finished snapshot its name. Another service of the same folder may have been quicker: theirs stays."""
+    try:
+        draft.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        shutil.rmtree(draft)
 
 
 def _run_template(hv: Hypervisor, key: str, spec: VMSpec, memfd: int, progress: Progress) -> bytes:
