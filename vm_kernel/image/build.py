@@ -65,9 +65,7 @@ def build_image(
     namespace.check_host()
     remove_leftovers()
     with _work_folder(images) as work:
-        image = _build(work, name, requirements, sorted(set(apt)), progress)
-    _log.info("image.built", name=name, digest=image.digest, bytes=image.size)
-    return image
+        return _build(work, name, requirements, sorted(set(apt)), progress)
 
 
 def remove_leftovers() -> int:

@@ -172,9 +172,18 @@ def _table(images: list[Image]) -> Table:
             manifest.created_at[:16].replace("T", " "),
             manifest.debian_version,
             manifest.python_version,
-            " ".join(manifest.apt) or "-",
+            " ".join(_additions(image)) or "-",
         )
     return table
+
+
+def _additions(image: Image) -> list[str]:
+    """What an image has beyond the default one: Debian packages, then Python packages."""
+    from vm_kernel.image.wheels import locked
+
+    usual = {package.partition("==")[0] for package in locked()}
+    names = [requirement.partition("==")[0] for requirement in image.manifest.requirements]
+    return [*image.manifest.apt, *(name for name in names if name not in usual)]
 
 
 def _facts(image: Image) -> dict[str, object]:

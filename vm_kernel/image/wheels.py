@@ -47,7 +47,7 @@ runpy.run_module("pip", run_name="__main__", alter_sys=True)
 """
 _NO_WHEEL = re.compile(r"No matching distribution found for (.+)")
 _DIRECT = re.compile(r"^\s*(-e\b|--editable\b|\.|/|[\w.\[\],-]+\s*@|[a-z+]+://|(git|hg|svn|bzr)\+)", re.IGNORECASE)
-_PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", re.MULTILINE)
+_LOCKED = re.compile(r"^(\S+)==(\S+) \\\n +(--hash=sha256:[0-9a-f]{64})$", re.MULTILINE)
 
 
 def fetch(requirements: Path | None, target: Path, work: Path, progress: Progress) -> list[str]:
@@ -63,8 +63,10 @@ def fetch(requirements: Path | None, target: Path, work: Path, progress: Progres
         _download(["--no-deps", "--require-hashes", "-r", str(LOCK)], target, work, progress)
     else:
         _download_own(check_requirements(requirements), target, work, progress)
+    pins = sorted(_pinned(wheel) for wheel in target.iterdir())
+    _compare_with_lock(pins)
     progress("Python: done", 1.0)
-    return sorted(_pinned(wheel) for wheel in target.iterdir())
+    return pins
 
 
 def check_requirements(path: Path) -> Path:
@@ -88,7 +90,7 @@ def _download_own(requirements: Path, target: Path, work: Path, progress: Progre
         _download(["--require-hashes", "-r", str(LOCK), *own], target, work, progress)
         return
     pins = work / "pins.txt"
-    pins.write_text("".join(f"{name}=={version}\n" for name, version in _PIN.findall(LOCK.read_text())))
+    pins.write_text("".join(f"{package}\n" for package in locked()))
     try:
         _download(["-r", str(WANTED), *own, "-c", str(pins)], target, work, progress)
     except ImageError as error:
@@ -98,8 +100,25 @@ def _download_own(requirements: Path, target: Path, work: Path, progress: Progre
         _download(["-r", str(WANTED), *own], target, work, progress)
 
 
+def locked() -> dict[str, str]:
+    """What every image has: ``name==version`` to ``--hash=sha256:…``."""
+    return {f"{name}=={version}": digest for name, version, digest in _LOCKED.findall(LOCK.read_text())}
+
+
+def _compare_with_lock(pins: list[str]) -> None:
+    """Requirements of the user's own are resolved without hashes; what the lock knows must be what it knows."""
+    known = locked()
+    for pin in pins:
+        package, _, digest = pin.partition(" ")
+        if known.get(package, digest) != digest:
+            raise ImageError(
+                f"The package index gave another file for {package} than the one that was checked for this release.",
+                "Check pip's settings (pip config list): which index does it use?",
+            )
+
+
 def _download(what: list[str], target: Path, work: Path, progress: Progress) -> None:
-    expected = len(_PIN.findall(LOCK.read_text()))
+    expected = len(locked())
     collected = 0
 
     def on_line(line: str) -> None:
