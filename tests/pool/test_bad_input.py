@@ -13,6 +13,7 @@ from tests.conftest import CONFIG, service_pid, stop_service, write_config
 from tests.guest_session import GuestSession
 from vm_kernel import paths
 from vm_kernel.errors import ConfigError, ImageError, PoolFull, UnknownProfile
+from vm_kernel.image.store import open_image
 from vm_kernel.pool.client import PoolConnection
 from vm_kernel.pool.protocol import MAX_REQUEST
 
@@ -88,6 +89,26 @@ def test_a_missing_image_is_named_with_the_command_that_builds_it(configured) ->
         acquire()
     assert "vm-kernel image build" in caught.value.hint
     assert service_pid() == pid
+
+
+def test_a_truncated_image_is_named_and_the_service_lives_on(configured, vm_home: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    image = open_image("default")
+    store = vm_home / "truncated"
+    broken = store / image.digest
+    broken.mkdir(parents=True)
+    for path in image.folder.iterdir():
+        with path.open("rb") as whole:
+            (broken / path.name).write_bytes(whole.read(4 << 20 if path == image.root else -1))
+    (store / "names").mkdir()
+    (store / "names" / "default").symlink_to(f"../{image.digest}")
+    monkeypatch.setenv("VM_KERNEL_IMAGES", str(store))
+    configured("")
+    pid = service_pid()
+    with pytest.raises(ImageError, match=r"root\.erofs") as caught:
+        acquire()
+    assert "vm-kernel image build" in caught.value.hint
+    assert service_pid() == pid
+    monkeypatch.undo()
 
 
 def test_a_pool_at_its_limit_says_so_and_recovers(configured) -> None:  # type: ignore[no-untyped-def]
