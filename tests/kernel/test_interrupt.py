@@ -26,7 +26,7 @@ async def interrupted(manager: AsyncKernelManager, session: Session, msg_id: str
     started = time.monotonic()
     await manager.interrupt_kernel()
     cell = await session.finish(msg_id, timeout_s=20)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15
     return cell
 
 

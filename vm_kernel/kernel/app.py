@@ -42,7 +42,13 @@ def main(arguments: list[str] | None = None) -> int:
     from vm_kernel.kernel.relay import Relay
 
     relay = Relay(sockets, signer, profile, _kernel_id(path))
-    status = relay.run(_parent_fd())
+    try:
+        status = relay.run(_parent_fd())
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        status = 1
     relay.close()
     sys.stdout.flush()
     sys.stderr.flush()

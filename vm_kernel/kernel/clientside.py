@@ -18,6 +18,9 @@ from vm_kernel.kernel.wire import Message
 #: seconds after the start in which the first cell waits for somebody to listen to its output: after a restart a
 #: client's channels reconnect one by one, and output that is published before would be lost
 LISTENERS_S = 1.0
+#: seconds after the start at which a VM is asked for even if no client has asked anything. Not at once: the pool makes
+#: the next VM when it gives one away, and that would slow down the answer to the first kernel_info_request
+ACQUIRE_AFTER_S = 0.3
 
 
 class ClientSide:
@@ -32,7 +35,10 @@ class ClientSide:
         self._guest = guest
         self._ports = ports
         self._waiting = WaitingRoom(outlet)
-        self._listeners_by = time.monotonic() + LISTENERS_S
+        started = time.monotonic()
+        self._listeners_by = started + LISTENERS_S
+        #: when to ask for a VM; None: that has been done
+        self._acquire_at: float | None = started + ACQUIRE_AFTER_S
         self.has_listeners = False
         #: set when the session is to end
         self.exit_status: int | None = None
@@ -50,6 +56,8 @@ class ClientSide:
             return
         request = Request(channel, message)
         self._requests.add(request)
+        if self._acquire_at is not None:
+            self._acquire_at = 0.0
         if request.msg_type == "shutdown_request":
             self._shutdown(request)
         elif request.msg_type == "interrupt_request":
@@ -73,8 +81,11 @@ class ClientSide:
         except VMKernelError as error:
             self._no_vm = error
 
-    def serve_waiting(self) -> None:
-        """Let in those who wait, if the way is free; send them away if it will not be; else tell them why it is not."""
+    def advance(self) -> None:
+        """Called every turn. Let in those who wait, if the way is free; else tell them why it is not, or refuse."""
+        if self._acquire_at is not None and time.monotonic() >= self._acquire_at:
+            self._acquire_at = None
+            self._tenancy.acquire()
         if not self._waiting:
             return
         if self._may_run:
@@ -87,7 +98,9 @@ class ClientSide:
                 self._refuse(request, self._no_vm)
 
     def next_event_in_s(self) -> float | None:
-        """Seconds until serve_waiting() has something to do even if nothing happens; None: never."""
+        """Seconds until advance() has something to do even if nothing happens; None: never."""
+        if self._acquire_at is not None:
+            return max(0.0, self._acquire_at - time.monotonic())
         if not self._waiting:
             return None
         if self._tenancy.acquiring:

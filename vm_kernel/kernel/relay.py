@@ -89,7 +89,7 @@ class Relay:
         self._poller.register(self._wakeup.fileno(), zmq.POLLIN)
         if parent_fd >= 0:
             self._poller.register(parent_fd, zmq.POLLIN)
-        self._tenancy.acquire()
+        self._tenancy.prepare()
         while self._client.exit_status is None:
             self._watch_guest()
             ready: dict[Any, int] = dict(self._poller.poll(self._timeout_ms()))
@@ -119,7 +119,7 @@ class Relay:
             sock: zmq.Socket[bytes] = getattr(self._sockets, channel)
             if sock in ready:
                 self._burst(sock, partial(self._from_client, channel))
-        self._client.serve_waiting()
+        self._client.advance()
 
     def _timeout_ms(self) -> int | None:
         moments = [self._client.next_event_in_s()]

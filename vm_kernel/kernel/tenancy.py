@@ -33,6 +33,11 @@ class Tenancy:
         """True while a VM is on its way."""
         return self._attempt is not None
 
+    def prepare(self) -> None:
+        """Import what acquire() will need. Called when the kernel listens already and nobody has asked yet."""
+        import vm_kernel.guest.channel
+        import vm_kernel.pool.client  # noqa: F401
+
     def acquire(self) -> None:
         """Ask for a VM, unless there is one or one is on its way."""
         if self.stream is None and self._attempt is None:
@@ -90,8 +95,7 @@ class Tenancy:
             self._connection = None
 
     def _ask(self) -> Lease:
-        """In a thread. The imports are here because they need not be done before the kernel listens."""
-        import vm_kernel.guest.channel  # noqa: F401
+        """In a thread."""
         from vm_kernel.pool.client import PoolConnection
 
         connection = PoolConnection.open()
