@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import Any
 
@@ -29,4 +30,4 @@ class Durations:
         if not self._last:
             return None
         ordered = sorted(self._last)
-        return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 3)
+        return round(ordered[math.ceil(share * len(ordered)) - 1], 3)  # nearest rank
