@@ -1,0 +1,79 @@
+"""``vm-kernel run``: notebooks executed headless, in VMs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.cli.command import outputs, vm_kernel, write_notebook
+
+
+def test_it_executes_in_a_vm_and_says_where_and_how_long(kernelspec: str, tmp_path: Path) -> None:
+    notebook = write_notebook(tmp_path / "a.ipynb", "import socket", "print(socket.gethostname())", "%vm_info")
+    before = notebook.read_text()
+    done = vm_kernel("run", "--output-dir", tmp_path / "out", notebook)
+    assert done.returncode == 0, done.stderr
+    _, node, info = outputs(tmp_path / "out/a.ipynb")
+    assert node.strip() in info
+    assert node.strip() in done.stdout
+    for word in ("accelerator", "transport", "golden snapshot", "kernel start", "VM acquired in"):
+        assert word in done.stdout
+    assert notebook.read_text() == before
+
+
+def test_without_an_output_folder_the_result_is_beside_the_notebook(kernelspec: str, tmp_path: Path) -> None:
+    notebook = write_notebook(tmp_path / "a.ipynb", "6 * 7")
+    assert vm_kernel("run", notebook).returncode == 0
+    assert outputs(tmp_path / "a.executed.ipynb") == ["42"]
+
+
+def test_it_stops_at_the_first_error_and_names_notebook_and_cell(kernelspec: str, tmp_path: Path) -> None:
+    broken = write_notebook(tmp_path / "broken.ipynb", "print('before')", "1 / 0", "print('after')")
+    later = write_notebook(tmp_path / "later.ipynb", "print('never')")
+    done = vm_kernel("run", "--output-dir", tmp_path / "out", broken, later)
+    assert done.returncode == 1
+    assert f"{broken}, cell 2 of 3: ZeroDivisionError: division by zero" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert outputs(tmp_path / "out/broken.ipynb") == ["before\n", "division by zero", ""]
+    assert not (tmp_path / "out/later.ipynb").exists()
+
+
+def test_each_notebook_has_a_vm_of_its_own(kernelspec: str, tmp_path: Path) -> None:
+    one = write_notebook(tmp_path / "one.ipynb", "open('left.txt', 'w').write('here')")
+    two = write_notebook(tmp_path / "two.ipynb", "import os; print(os.path.exists('left.txt'))")
+    done = vm_kernel("run", "--output-dir", tmp_path / "out", one, two)
+    assert done.returncode == 0, done.stderr
+    assert outputs(tmp_path / "out/two.ipynb") == ["False\n"]
+
+
+def test_a_cell_that_takes_too_long_is_named(kernelspec: str, tmp_path: Path) -> None:
+    notebook = write_notebook(tmp_path / "slow.ipynb", "x = 1", "import time; time.sleep(60)")
+    done = vm_kernel("run", "--timeout", "2", notebook)
+    assert done.returncode == 1
+    assert f"{notebook}, cell 2 of 2: did not end within 2 s" in done.stderr
+
+
+def test_a_kernel_that_dies_is_an_error_at_its_cell(kernelspec: str, tmp_path: Path) -> None:
+    notebook = write_notebook(tmp_path / "dies.ipynb", "print('hello')", "import os; os.kill(os.getpid(), 9)")
+    done = vm_kernel("run", "--output-dir", tmp_path / "out", notebook)
+    assert done.returncode == 1
+    assert f"{notebook}, cell 2 of 2: " in done.stderr
+    assert outputs(tmp_path / "out/dies.ipynb")[0] == "hello\n"
+
+
+def test_what_cannot_be_run_is_said_before_anything_runs(kernelspec: str, tmp_path: Path) -> None:
+    garbage = tmp_path / "garbage.ipynb"
+    garbage.write_text("this is no notebook")
+    (tmp_path / "b").mkdir()
+    twins = [write_notebook(tmp_path / "a.ipynb", "1"), write_notebook(tmp_path / "b/a.ipynb", "1")]
+    for words, message in (
+        ((tmp_path / "none.ipynb",), f"There is no notebook {tmp_path / 'none.ipynb'}"),
+        ((garbage,), f"{garbage} is not a notebook"),
+        (("--output-dir", tmp_path / "out", *twins), "Two notebooks would be written to"),
+        (("--output-dir", tmp_path, twins[0]), "would be overwritten"),
+        (("--kernel", "no-such-kernel", twins[0]), "Jupyter has no kernel 'no-such-kernel'"),
+    ):
+        done = vm_kernel("run", *words)
+        assert done.returncode == 1, words
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
