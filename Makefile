@@ -9,7 +9,7 @@ unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
 
 help:
 	@echo "make demo    run a notebook inside a VM and show where it ran; the result is build/demo/quickstart.ipynb"
-	@echo "make lab     open JupyterLab with the kernel in its launcher"
+	@echo "make lab     open JupyterLab with the kernel in its launcher; LAB_OPTIONS=... are options for it"
 	@echo "make test    run all checks and tests, on real VMs"
 	@echo "make bench   measure against stock ipykernel; the result is benchmarks/latest.json"
 	@echo "make clean   stop the pool service and remove what the above made in this folder"
@@ -30,7 +30,7 @@ test:
 
 lab:
 	@scripts/setup.sh lab
-	$(VENV)/jupyter lab examples/quickstart.ipynb
+	$(VENV)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_OPTIONS) examples/quickstart.ipynb
 
 bench: setup
 	$(VENV)/python -m benchmarks
