@@ -16,7 +16,7 @@ def test_it_has_what_jupyter_and_lab_look_for(tmp_path: Path) -> None:
     folder = install(prefix=str(tmp_path))
     assert folder == tmp_path / "share" / "jupyter" / "kernels" / "vm-sandbox"
     spec = KernelSpec.from_resource_dir(str(folder))
-    assert spec.argv == [sys.executable, "-m", "vm_kernel", "-f", "{connection_file}"]
+    assert spec.argv == [sys.executable, "-P", "-m", "vm_kernel", "-f", "{connection_file}"]
     assert (spec.display_name, spec.language, spec.interrupt_mode) == ("VM Sandbox", "python", "message")
     assert spec.metadata == {"debugger": True, "supported_encryption": ["curve"]}
     for size in (32, 64):

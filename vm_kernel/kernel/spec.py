@@ -41,7 +41,8 @@ def install(
         staged = Path(folder) / "spec"
         shutil.copytree(template_dir(), staged)
         spec = json.loads((staged / "kernel.json").read_text())
-        spec["argv"] = [sys.executable, "-m", "vm_kernel", "-f", "{connection_file}"]
+        # -P: no file that lies beside a notebook is ever imported on the host
+        spec["argv"] = [sys.executable, "-P", "-m", "vm_kernel", "-f", "{connection_file}"]
         if profile:
             spec["argv"] += ["--profile", profile]
             spec["display_name"] += f" ({profile})"
