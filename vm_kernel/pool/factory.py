@@ -6,6 +6,7 @@ The pool calls it in its executor, several clones at once.
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 import time
@@ -20,13 +21,16 @@ from vm_kernel.guest.transport import connect
 from vm_kernel.image.initramfs import boot_initrd
 from vm_kernel.image.store import Image, open_image
 from vm_kernel.vm import host
-from vm_kernel.vm.golden import GoldenSnapshot, load_or_build
+from vm_kernel.vm.golden import GoldenSnapshot, load_or_build, prune
 from vm_kernel.vm.hypervisor import Hypervisor
 from vm_kernel.vm.machine import Machine, clone
 from vm_kernel.vm.memory import unique_memory
 from vm_kernel.vm.spec import VMSpec
 
 Progress = Callable[[str, float], None]
+
+#: a golden snapshot that nobody has loaded for so long is removed: two weeks
+KEEP_GOLDEN_S = 14 * 24 * 3600
 
 
 class Source(NamedTuple):
@@ -76,6 +80,7 @@ class VMFactory:
         with self._building:
             self._probe(image, progress)
             golden = load_or_build(self.hypervisor, self._spec(image, profile), paths.golden_dir(), progress)
+            _forget_unused(golden.key)
         self._publish(profile, image)
         return Source(image, golden)
 
@@ -151,3 +156,11 @@ class VMFactory:
         new = target.with_suffix(".new")
         new.write_text(json.dumps(facts))
         new.replace(target)
+
+
+def _forget_unused(key: str) -> None:
+    """Note that ``key`` is in use, and remove snapshots that have not been for long: each is hundreds of megabytes."""
+    folder = paths.golden_dir()
+    os.utime(folder / key)
+    oldest = time.time() - KEEP_GOLDEN_S
+    prune(folder, {key} | {entry.name for entry in folder.iterdir() if entry.stat().st_mtime > oldest})
