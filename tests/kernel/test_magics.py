@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
+from traitlets.config import Config
 
 from vm_kernel.kernel.hostcells import HostMagic, find_magic
 from vm_kernel.kernel.magics import evaluate, render_status, render_vm
@@ -110,7 +111,8 @@ def test_without_a_service_the_status_says_what_to_do(monkeypatch: pytest.Monkey
 
 
 def test_the_magics_load_into_any_ipython_session(pool: PoolConnection) -> None:
-    shell = InteractiveShell.instance()
+    # without a history, whose database would be written when the test's home has gone
+    shell = InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
     shell.run_line_magic("load_ext", "vm_kernel")
     with capture_output() as captured:
         shell.run_line_magic("pool_status", "")
