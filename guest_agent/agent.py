@@ -89,8 +89,9 @@ class Agent:
                 self._obey(kind, decode_json(body))
 
     def _to_kernel(self, kind: Kind, parts: list[bytes]) -> None:
-        if len(parts) < 5 or not parts[0] or len(parts[0]) > 255:
-            raise FrameError(f"a {kind.name} message of {len(parts)} parts")
+        # ZeroMQ keeps identities that begin with a zero byte to itself
+        if len(parts) < 5 or not 0 < len(parts[0]) < 256 or parts[0][0] == 0:
+            raise FrameError(f"a {kind.name} message of {len(parts)} parts from {parts[:1]}")
         if self._kernel.send(kind, parts):
             self._clients_changed()
 
@@ -208,6 +209,7 @@ def _serve_locally(fd: int) -> None:
     with tempfile.TemporaryDirectory(prefix="vm-kernel-agent-") as folder:
         kernel = Kernel(Path(folder), as_user=False)
         kernel.start()
+        kernel.drop_iopub()
         try:
             Agent(Local(fd), kernel, in_vm=False).serve()
         finally:

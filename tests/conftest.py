@@ -47,6 +47,8 @@ def vm_home() -> Iterator[Path]:
             folder = home / name.lower()
             folder.mkdir()
             patch.setenv(name, str(folder))
+        # ahead of the kernelspecs that are installed beside this interpreter
+        patch.setenv("JUPYTER_PATH", os.environ["JUPYTER_DATA_DIR"])
         write_config(CONFIG)
         yield home
         stop_service()
