@@ -37,6 +37,7 @@ namespaces = []
 dynamic_ownership = 0
 remember_owner = 0
 dump_guest_core = 0
+max_core = 0
 user = "+{uid}"
 group = "+{gid}"
 """
