@@ -103,13 +103,21 @@ def load_or_build(hv: Hypervisor, spec: VMSpec, folder: Path, progress: Progress
 
 
 def prune(folder: Path, keep: set[str]) -> list[str]:
-    """Remove the snapshots whose key is not in ``keep``, and half-made ones. Returns the removed keys."""
+    """Remove the snapshots whose key is not in ``keep``, and what killed builds left. Returns the removed names.
+
+    For the pool service to call when it knows the keys of all its profiles: an upgrade of image, agent or QEMU leaves
+    snapshots that nothing can use any more.
+    """
     removed = []
     for entry in sorted(folder.iterdir()) if folder.exists() else ():
-        if entry.is_dir() and entry.name not in keep:
+        if entry.is_dir() and entry.name not in keep and not _being_built(entry.name):
             shutil.rmtree(entry, ignore_errors=True)
             removed.append(entry.name)
     return removed
+
+
+def _being_built(name: str) -> bool:
+    return name.startswith(".") and Path("/proc", name.rpartition("-")[2]).exists()
 
 
 def _load(key: str, spec: VMSpec, folder: Path) -> GoldenSnapshot:
@@ -242,7 +250,7 @@ def _clear_disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM):
             raise
         raise HostError(
             f"The golden snapshot cannot be kept in {folder}: {error.strerror}.",

@@ -61,10 +61,16 @@ class Hypervisor:
     def open(cls, run_dir: Path, uri: str = "") -> Hypervisor:
         """Connect. Clears away what a crashed predecessor left in ``run_dir`` (see destroy_leftovers).
 
-        Called once when the pool service starts. ``uri``: another libvirt than the embedded one.
-        Raises HostError if libvirt or QEMU is missing, or another process uses the same ``run_dir``.
+        Called once when the pool service starts. ``uri``: another libvirt than the embedded one. libvirt allows one
+        embedded driver in the life of a process. Raises HostError if libvirt or QEMU is missing, if another process
+        uses the same ``run_dir``, or for root: QEMU would run as root too.
         """
         qemu_binary()
+        if not uri and os.geteuid() == 0:
+            raise HostError(
+                "VMs are not run by root, because QEMU would be root too.",
+                "Start the pool service (vm-kernel pool start): it becomes an ordinary user first.",
+            )
         make_private_dir(run_dir)
         hypervisor = cls(run_dir, uri, _lock(run_dir / "lock"))
         try:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import selectors
-import struct
 import subprocess
 import tempfile
 import time
 from pathlib import Path
+
+from vm_kernel.vm import tiny_guest
 
 #: Seconds without a word on the console after which the guest is taken for stuck.
 SILENCE_S = 4.0
@@ -24,14 +25,19 @@ _PROOF = b"vm-kernel: a program ran in the guest"
 
 
 def probe_kvm(qemu: Path, kernel: Path) -> tuple[bool, str]:
-    """Whether a guest ran under KVM, and a sentence about it. Takes at most SILENCE_S where KVM does not work."""
+    """Whether a guest ran under KVM, and a sentence about it. Takes some SILENCE_S where KVM does not work."""
+    return probe(qemu, kernel, "kvm", "host")
+
+
+def probe(qemu: Path, kernel: Path, accelerator: str, cpu: str) -> tuple[bool, str]:
+    """The same for any of QEMU's accelerators and processor models."""
     if not kernel.exists():
-        return False, f"KVM was not tried, because {kernel} is missing."
+        return False, f"{accelerator.upper()} was not tried, because {kernel} is missing."
     with tempfile.TemporaryDirectory(prefix="vm-kernel-probe-") as folder:
         initrd = Path(folder) / "initrd"
-        initrd.write_bytes(_archive(_init_program()))
+        initrd.write_bytes(tiny_guest.initramfs(b"\n" + _PROOF + b"\n", then_restart=True))
         command = [
-            str(qemu), "-accel", "kvm", "-machine", "pc,usb=off", "-cpu", "host", "-m", "192",
+            str(qemu), "-accel", accelerator, "-machine", "pc,usb=off", "-cpu", cpu, "-m", "192",
             "-no-user-config", "-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio",
             "-kernel", str(kernel), "-initrd", str(initrd),
             "-append", "console=ttyS0 earlyprintk=serial,ttyS0,115200 panic=-1",
@@ -46,7 +52,7 @@ def probe_kvm(qemu: Path, kernel: Path) -> tuple[bool, str]:
             guest.kill()
             guest.communicate()
         seconds = time.monotonic() - started
-    return _verdict(console, complaint, seconds)
+    return _verdict(accelerator.upper(), console, complaint, seconds)
 
 
 def _watch(guest: subprocess.Popen[bytes], started: float) -> tuple[bytes, bytes]:
@@ -71,50 +77,13 @@ def _watch(guest: subprocess.Popen[bytes], started: float) -> tuple[bytes, bytes
     return bytes(seen[guest.stdout]), bytes(seen[guest.stderr])
 
 
-def _verdict(console: bytes, complaint: bytes, seconds: float) -> tuple[bool, str]:
+def _verdict(accelerator: str, console: bytes, complaint: bytes, seconds: float) -> tuple[bool, str]:
     if _PROOF in console:
-        return True, f"A guest ran under KVM (tried for {seconds:.1f} s)."
+        return True, f"A guest ran under {accelerator} (tried for {seconds:.1f} s)."
     where = "it did not print a word"
     if lines := [line.strip() for line in console.decode(errors="replace").splitlines() if line.strip()]:
         where = f"it got no further than {lines[-1][:100]!r}"
     said = complaint.decode(errors="replace").strip().splitlines()
     if said:
         where = f"QEMU said: {said[-1][:200].rstrip('.')}"
-    return False, f"A Linux guest does not run under this host's KVM (tried for {seconds:.1f} s): {where}."
-
-
-def _init_program() -> bytes:
-    """A static x86-64 program: write the proof to the console, then reboot(RESTART)."""
-    message = b"\n" + _PROOF + b"\n"
-    code = b"".join(
-        [
-            b"\xb8" + struct.pack("<I", 1),  # mov eax, write
-            b"\xbf" + struct.pack("<I", 1),  # mov edi, stdout
-            b"\x48\x8d\x35" + struct.pack("<I", 5 + 2 + 5 + 5 + 5 + 5 + 2 + 2),  # lea rsi, [rip + message]
-            b"\xba" + struct.pack("<I", len(message)),  # mov edx, length
-            b"\x0f\x05",  # syscall
-            b"\xb8" + struct.pack("<I", 169),  # mov eax, reboot
-            b"\xbf" + struct.pack("<I", 0xFEE1DEAD),  # mov edi, magic
-            b"\xbe" + struct.pack("<I", 672274793),  # mov esi, magic
-            b"\xba" + struct.pack("<I", 0x01234567),  # mov edx, restart
-            b"\x0f\x05",  # syscall
-            b"\xeb\xfe",  # stay
-        ]
-    )
-    base, header = 0x400000, 64 + 56
-    size = header + len(code) + len(message)
-    ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
-    elf = struct.pack("<16sHHIQQQIHHHHHH", ident, 2, 62, 1, base + header, 64, 0, 0, 64, 56, 1, 0, 0, 0)
-    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, base, base, size, size, 0x1000)
-    return elf + segment + code + message
-
-
-def _archive(program: bytes) -> bytes:
-    """An initramfs (cpio, "newc") with the program as /init. The kernel itself makes /dev/console."""
-
-    def member(name: bytes, mode: int, data: bytes) -> bytes:
-        fields = (0, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0)
-        head = b"070701" + b"".join(b"%08X" % field for field in fields) + name + b"\0"
-        return head + b"\0" * (-len(head) % 4) + data + b"\0" * (-len(data) % 4)
-
-    return member(b"init", 0o100755, program) + member(b"TRAILER!!!", 0, b"")
+    return False, f"A Linux guest does not run under this host's {accelerator} (tried for {seconds:.1f} s): {where}."
