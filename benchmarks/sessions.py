@@ -113,8 +113,12 @@ def _first_result(client: BlockingKernelClient) -> None:
 
 
 def _reply(client: BlockingKernelClient, msg_id: str) -> dict[str, Any]:
+    """Wait for a reply as real clients do, with an eye on iopub: ZeroMQ renews a subscription only when it is used."""
+    deadline = time.perf_counter() + TIMEOUT_S
     while True:
-        message: dict[str, Any] = client.get_shell_msg(timeout=TIMEOUT_S)
+        while not client.shell_channel.socket.poll(5) and time.perf_counter() < deadline:
+            client.iopub_channel.socket.poll(0)
+        message: dict[str, Any] = client.get_shell_msg(timeout=0)
         if message["parent_header"].get("msg_id") == msg_id:
             return message
 
