@@ -31,6 +31,8 @@ from guest_agent.transport import Local, Transport, from_command_line
 
 #: messages taken from one socket before the others get their turn
 _BURST = 64
+#: a warm VM that nobody has spoken to for so long rehearses its first cell
+_QUIET_MS = 20
 
 
 class Agent:
@@ -42,6 +44,7 @@ class Agent:
         self._in_vm = in_vm
         self._died = False
         self._unique = False
+        self._rehearsal_due = False
         self._poller = zmq.Poller()
         self._known: dict[zmq.Socket[bytes], tuple[Kind, bytes]] = {}
         self._wakeup, wakeup = socket.socketpair()
@@ -68,7 +71,9 @@ class Agent:
         """One turn of the loop: sleep until something is ready, then do a bounded amount of each kind of work."""
         wanted = zmq.POLLIN | (zmq.POLLOUT if self._stream.wants_write else 0)
         self._poller.register(self._stream.fd, wanted)
-        ready = dict(self._poller.poll())
+        ready = dict(self._poller.poll(_QUIET_MS if self._rehearsal_due else None))
+        if not ready and self._rehearsal_due:
+            self._rehearse()
         events = ready.pop(self._stream.fd, 0)
         if events & (zmq.POLLIN | zmq.POLLERR):
             self._from_host()
@@ -92,6 +97,8 @@ class Agent:
         # ZeroMQ keeps identities that begin with a zero byte to itself
         if len(parts) < 5 or not 0 < len(parts[0]) < 256 or parts[0][0] == 0:
             raise FrameError(f"a {kind.name} message of {len(parts)} parts from {parts[:1]}")
+        # a rehearsal throws away what is published meanwhile: never beside a client's request
+        self._rehearsal_due = False
         if self._kernel.send(kind, parts):
             self._clients_changed()
 
@@ -126,8 +133,15 @@ class Agent:
         except RuntimeError as error:
             self._stream.send_json(Kind.READY, {"error": str(error)})
         else:
+            self._rehearsal_due = True
             took_ms = 1000 * (time.monotonic() - started)
             self._stream.send_json(Kind.READY, {"session": identity.session, "ms": round(took_ms, 2)})
+
+    def _rehearse(self) -> None:
+        """Run a cell for nobody, so that the first real one does not find the emulator's translation cache cold."""
+        self._rehearsal_due = False
+        with contextlib.suppress(RuntimeError):
+            self._kernel.rehearse()
 
     def _health(self, fields: dict[str, Any]) -> dict[str, Any]:
         memory = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())

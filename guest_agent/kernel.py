@@ -79,9 +79,17 @@ class Kernel:
         self.run_silently(f"__import__('_vm_kernel_renew').renew({session!r})", timeout_s=30)
         self.drop_iopub()
 
+    def rehearse(self) -> None:
+        """Go the whole way of a cell, outputs included, and leave no trace."""
+        self._run("None", silent=False, timeout_s=30)
+        self.drop_iopub()
+
     def run_silently(self, code: str, timeout_s: float) -> None:
         """Run code of ours; the user's namespace, history and execution count stay as they are."""
-        content = {"code": code, "silent": True, "store_history": False, "allow_stdin": False}
+        self._run(code, silent=True, timeout_s=timeout_s)
+
+    def _run(self, code: str, silent: bool, timeout_s: float) -> None:
+        content = {"code": code, "silent": silent, "store_history": False, "allow_stdin": False}
         reply = self._request("execute_request", content, timeout_s)
         if reply.get("status") != "ok":
             raise RuntimeError(f"{reply.get('ename')}: {reply.get('evalue')}")
