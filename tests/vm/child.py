@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import pwd
 import select
 import signal
 import time
@@ -16,7 +17,6 @@ from contextlib import suppress
 from typing import Any
 
 from vm_kernel.config import PoolConfig
-from vm_kernel.pool import privileges
 
 
 class Child:
@@ -58,7 +58,7 @@ def _run(writer: int, function: Callable[..., Any], arguments: tuple[Any, ...]) 
     """Never returns: the child must not go on with pytest."""
     try:
         os.setsid()
-        privileges.drop(PoolConfig().user)
+        _drop_root()
         outcome = (True, function(*arguments))
     except BaseException:
         outcome = (False, "in the child process:\n" + traceback.format_exc())
@@ -67,6 +67,14 @@ def _run(writer: int, function: Callable[..., Any], arguments: tuple[Any, ...]) 
             pickle.dump(outcome, pipe)
     finally:
         os._exit(0)
+
+
+def _drop_root() -> None:
+    if os.geteuid() == 0:
+        user = pwd.getpwnam(PoolConfig().user)
+        os.setgroups([])
+        os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
+        os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
 
 
 def _read(fd: int, timeout_s: float) -> bytes:

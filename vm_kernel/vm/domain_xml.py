@@ -15,7 +15,7 @@ from xml.sax.saxutils import escape, quoteattr
 from vm_kernel.vm.spec import CHANNEL_NAME, VMSpec
 
 #: Upper limit of QEMU's cache of translated code, in MiB. QEMU takes of it what it needs, and drops all of it when it
-#: is full. Becoming warm fills 28 MiB: with a limit of 16 an idle clone is 13 MB smaller, but its first cell takes three
+#: is full. Becoming warm fills 28 MiB: with a limit of 16 an idle clone is 13 MB smaller, but its first cell takes 3
 #: times as long. A template runs through far more code than most sessions, once, and then gives the memory back.
 CLONE_TCG_CACHE_MIB = 48
 TEMPLATE_TCG_CACHE_MIB = 256

@@ -1,7 +1,7 @@
 """libvirt's QEMU driver inside our own process: its settings, its event loop, and its ways with files and orphans.
 
-What is known here is what DESIGN.md's "facts measured" say, and two more: libvirt starts QEMUs to ask what they can do,
-and waits up to 40 s for the zombie of each; and it puts files into the user's cache folder, whatever its root is.
+What is known here is what DESIGN.md's "facts measured" say, and two more: libvirt waits up to 40 s for the zombie of a
+QEMU that failed to start, or that it only asked what it can do; and it uses the user's own folders, whatever its root.
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ def sweep(root: Path) -> int:
     return len(strays)
 
 
+_REAP_INTERVAL_S = 0.02
+
 _event_loop: threading.Thread | None = None
 
 
@@ -99,27 +101,33 @@ def _run_events() -> None:
 
 
 @contextmanager
-def private_cache(root: Path) -> Iterator[None]:
-    """While libvirt is opened, let it take ``<root>/cache`` for the user's cache folder (who may have no home)."""
-    before = os.environ.get("XDG_CACHE_HOME")
-    os.environ["XDG_CACHE_HOME"] = str(root / "cache")
+def no_home(root: Path) -> Iterator[None]:
+    """While libvirt is opened, keep it away from the user's own folders (which a service's user may not even have).
+
+    It would put files into the one for caches, and fail if it may not look for firmware in the one for settings.
+    """
+    ours = {"XDG_CACHE_HOME": str(root / "cache"), "XDG_CONFIG_HOME": str(root / "etc")}
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ |= ours
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["XDG_CACHE_HOME"]
-        else:
-            os.environ["XDG_CACHE_HOME"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager
-def reaping_probes(root: Path) -> Iterator[None]:
-    """While libvirt asks a QEMU that it does not know what it can do, reap the QEMUs that it asks.
+def reaping(root: Path, name: str = "") -> Iterator[None]:
+    """While libvirt starts the QEMU of domain ``name``, or asks a QEMU what it can do, take away those that end.
 
-    It starts them detached, so that they are our orphans, and waits for each zombie to go.
+    They are our orphans, and libvirt waits up to 40 s for the zombie of one that failed to start or was asked.
     """
     done = threading.Event()
-    reaper = threading.Thread(target=_reap_probes, args=(root, done), name="probe-reaper", daemon=True)
+    pid_files = ["lib/qemu/qmp-*/qmp.pid", *([f"run/qemu/{name}.pid"] if name else [])]
+    reaper = threading.Thread(target=_reap, args=(root, pid_files, done), name="qemu-reaper", daemon=True)
     reaper.start()
     try:
         yield
@@ -128,10 +136,10 @@ def reaping_probes(root: Path) -> Iterator[None]:
         reaper.join()
 
 
-def _reap_probes(root: Path, done: threading.Event) -> None:
+def _reap(root: Path, pid_files: list[str], done: threading.Event) -> None:
     pids: set[int] = set()
-    while not done.wait(0.01):
-        for pid_file in (root / "lib" / "qemu").glob("qmp-*/qmp.pid"):
+    while not done.wait(_REAP_INTERVAL_S):
+        for pid_file in (path for pattern in pid_files for path in root.glob(pattern)):
             with suppress(OSError, ValueError):
                 pids.add(int(pid_file.read_text()))
         for pid in pids:

@@ -11,8 +11,7 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -48,7 +47,6 @@ class Hypervisor:
         self._qemus: dict[str, QemuProcess] = {}
         self._guard = threading.Lock()
         self._starting = 0
-        self._probed: tuple[int, int] | None = None
         self._leftovers = 0
 
     def __enter__(self) -> Hypervisor:
@@ -86,10 +84,21 @@ class Hypervisor:
         make_private_dir(self.vm_dir)
         if self._embedded:
             embedded.write_settings(self.run_dir)
-        with embedded.private_cache(self.run_dir):
+        with embedded.no_home(self.run_dir):
             self._connection = embedded.open_libvirt(self._uri)
-            with self._probing():
-                self._connection.getDomainCapabilities(str(qemu_binary()), "x86_64", None, None, 0)
+            self._ask_qemu(self._connection)
+
+    def _ask_qemu(self, connection: libvirt.virConnect) -> None:
+        """Have libvirt find out what this QEMU can do, so that the first VM does not wait for it."""
+        import libvirt
+
+        try:
+            with self._reaping():
+                connection.getDomainCapabilities(str(qemu_binary()), "x86_64", None, None, 0)
+        except libvirt.libvirtError as error:
+            raise HostError(
+                f"libvirt cannot use {qemu_binary()}: {error}", "Reinstall the Debian package qemu-system-x86."
+            ) from error
 
     def destroy_leftovers(self) -> int:
         """Destroy every VM of ours that this object did not start, and their files. Returns how many there were.
@@ -124,7 +133,7 @@ class Hypervisor:
             connection = self._connected()
             self._starting += 1
         try:
-            with self._probing():
+            with self._reaping(name):
                 domain = connection.createXML(xml, libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
             try:
                 qemu = QemuProcess(self._pid_of(name))
@@ -174,17 +183,8 @@ class Hypervisor:
             return int((self.run_dir / "run" / "qemu" / f"{name}.pid").read_text())
         return process.qemu_of_guest(name)
 
-    @contextmanager
-    def _probing(self) -> Iterator[None]:
-        """If QEMU has been installed anew, libvirt is about to ask it what it can do: see embedded.reaping_probes."""
-        facts = qemu_binary().stat()
-        seen = (facts.st_ctime_ns, facts.st_ino)
-        if seen == self._probed or not self._embedded:
-            yield
-            return
-        with embedded.reaping_probes(self.run_dir):
-            yield
-        self._probed = seen
+    def _reaping(self, name: str = "") -> AbstractContextManager[None]:
+        return embedded.reaping(self.run_dir, name) if self._embedded else nullcontext()
 
     def close(self) -> None:
         """Destroy what still runs, disconnect, remove sockets, logs and locks. Idempotent. Called at the very end."""
