@@ -12,7 +12,8 @@ import pytest
 from tests.vm.child import Child, in_child
 from tests.vm.places import Place, files_below
 from vm_kernel.errors import CloneError, HostError
-from vm_kernel.vm.hypervisor import Hypervisor
+from vm_kernel.vm.domain_xml import DOMAIN_TITLE
+from vm_kernel.vm.hypervisor import Hypervisor, _is_orphan
 from vm_kernel.vm.machine import clone
 from vm_kernel.vm.process import qemus_of
 from vm_kernel.vm.spec import VMSpec
@@ -124,3 +125,13 @@ def test_an_unknown_libvirt_is_reported(place: Place) -> None:
             Hypervisor.open(place.run, "qemu:///nonsense")
 
     in_child(body)
+
+
+def test_a_living_process_keeps_its_vms_on_a_shared_libvirt() -> None:
+    def xml(pid: int, title: str = DOMAIN_TITLE) -> str:
+        return f"<domain><title>{title}</title><x value='mem-path=/proc/{pid}/fd/9,share=off'/></domain>"
+
+    assert _is_orphan(xml(1 << 22))
+    assert not _is_orphan(xml(os.getpid()))
+    assert not _is_orphan(xml(1 << 22, "somebody else's"))
+    assert not _is_orphan("<domain/>")

@@ -45,7 +45,7 @@ class GoldenSnapshot:
     """A snapshot that clones can be made from. The pool keeps one for each profile, and closes it at the end.
 
     key: hash of everything that the state depends on. folder: where its files are (``<given folder>/<key>``).
-    memfd: the sealed RAM image. state: device state. timings: seconds of what was done to get it.
+    memfd: the sealed RAM image. state: device state. built: whether it was built just now, not loaded.
     """
 
     def __init__(self, key: str, spec: VMSpec, folder: Path, memfd: int, state: bytes, built: bool) -> None:
@@ -62,7 +62,7 @@ class GoldenSnapshot:
         return Path(f"/proc/{os.getpid()}/fd/{self.memfd}")
 
     def close(self) -> None:
-        """Give the RAM image back. Running clones keep theirs; no new ones can be made. Idempotent."""
+        """Give the RAM image back; not while a clone is being made. Running clones keep theirs. Idempotent."""
         memfd, self.memfd = self.memfd, -1
         if memfd >= 0:
             os.close(memfd)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import threading
 import time
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -104,7 +105,7 @@ class Hypervisor:
         """Destroy every VM of ours that this object did not start, and their files. Returns how many there were.
 
         Called by the pool service right after open(). With the embedded driver, open() has done it already, before
-        libvirt could adopt them; on a shared libvirt ours are known by their title.
+        libvirt could adopt them; on a shared libvirt ours are known by their title, and may be another service's.
         """
         import libvirt
 
@@ -112,8 +113,8 @@ class Hypervisor:
         for domain in self._connected().listAllDomains():
             if domain.name() in self._qemus:
                 continue
-            with suppress(libvirt.libvirtError):  # no title: it is somebody else's
-                if domain.metadata(libvirt.VIR_DOMAIN_METADATA_TITLE, None) == DOMAIN_TITLE:
+            with suppress(libvirt.libvirtError):
+                if _is_orphan(domain.XMLDesc()):
                     domain.destroy()
                     count += 1
         return count
@@ -203,6 +204,13 @@ class Hypervisor:
             (self.run_dir / "lock").unlink(missing_ok=True)
             os.close(self._lock)
             self._lock = -1
+
+
+def _is_orphan(xml: str) -> bool:
+    """Whether a domain is ours, and the process in whose memory its golden RAM was has gone."""
+    owner = re.search(r"mem-path=/proc/(\d+)/fd/", xml)
+    ours = f"<title>{DOMAIN_TITLE}</title>" in xml
+    return ours and owner is not None and not Path(f"/proc/{owner[1]}").exists()
 
 
 def _lock(path: Path) -> int:
