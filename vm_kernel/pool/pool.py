@@ -57,6 +57,7 @@ class ProfilePool:
         self._acquire_timeout_s = acquire_timeout_s
         self._warm: deque[PooledVM] = deque()
         self._waiters: deque[Waiter] = deque()
+        self._dropped: list[Source] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._preparing: asyncio.Task[None] | None = None
         self._failures_in_a_row = 0
@@ -183,12 +184,14 @@ class ProfilePool:
             vm.go(VMState.DEAD)
             self.vms.discard(vm)
             self._clone_failed(vm, error)
+            self._close_dropped()
             return
         vm.machine, vm.stream, vm.warm_ms = warm.machine, warm.stream, round(1000 * warm.warm_s, 1)
         self.clone_times.add(warm.warm_s)
         self._failures_in_a_row, self.error, self.detail = 0, None, ""
         vm.go(VMState.WARM)
         watch.start(vm, self.vm_ended)
+        self._close_dropped()
         self._log.info("vm_warm", vm=vm.name, ms=vm.warm_ms)
         if self._closing:
             return
@@ -285,10 +288,17 @@ class ProfilePool:
         asyncio.get_running_loop().call_later(pause + 0.01, self.refill)
 
     def _drop_source(self) -> None:
-        """Close the golden snapshot. VMs that were forked from it have their own mapping and live on."""
+        """Give up the golden snapshot. VMs that were forked from it have their own mapping and live on."""
         if self.source is not None:
-            self.source.golden.close()
+            self._dropped.append(self.source)
             self.source = None
+        self._close_dropped()
+
+    def _close_dropped(self) -> None:
+        """Close given-up snapshots, but not under a clone that is just being made: it would map another file."""
+        if not self.count(VMState.BOOTING):
+            while self._dropped:
+                self._dropped.pop().golden.close()
 
     def _break(self, error: VMKernelError) -> None:
         self.error, self.detail = error, error.message
