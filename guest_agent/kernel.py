@@ -6,7 +6,6 @@ leaving the HMAC out saves time that emulation makes dear.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import resource
@@ -28,7 +27,7 @@ DELIMITER = b"<IDS|MSG>"
 #: clients that are remembered at the same time; the one that has been silent longest goes first
 MAX_CLIENTS = 1024
 #: processes and threads that the user's code may have, so that a fork bomb leaves the guest usable
-MAX_PROCESSES = 1024
+MAX_PROCESSES = 512
 #: the identity of the agent's own requests, which no client can have: jupyter_client's are longer
 _OWN_IDENTITY = b"\x01vm"
 _PORTS = {"shell": 1, "iopub": 2, "stdin": 3, "control": 4, "hb": 5}
@@ -162,7 +161,7 @@ class Kernel:
         }
         # not the console: what the user's code writes there would be the host's to store
         with (self._folder / "kernel.log").open("wb") as log:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -175,6 +174,10 @@ class Kernel:
                 extra_groups=[],
                 preexec_fn=_limit,
             )
+        # the agent is exempt from the out-of-memory killer; if its child were too, the guest would panic. Not in
+        # preexec_fn: the child is no longer root then
+        Path(f"/proc/{process.pid}/oom_score_adj").write_text("0")
+        return process
 
     def _log_tail(self) -> str:
         log = self._folder / "kernel.log"
@@ -206,8 +209,6 @@ def _limit() -> None:
     """In the child, before ipykernel: the agent must outlive what the user's code does to the guest."""
     resource.setrlimit(resource.RLIMIT_NPROC, (MAX_PROCESSES, MAX_PROCESSES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("0")
 
 
 def pack_message(identity: bytes, raw: list[bytes]) -> bytes | None:

@@ -68,6 +68,8 @@ def _renew_library_state() -> None:
     if "uuid" in modules:
         modules["uuid"]._node = None
         modules["uuid"]._last_timestamp = None
+    if "platform" in modules:
+        modules["platform"]._uname_cache = None
     if "ssl" in modules:
         modules["ssl"].RAND_add(os.urandom(64), 64.0)
     if "multiprocessing" in modules:

@@ -138,6 +138,14 @@ def qemus(home: Path) -> list[psutil.Process]:
     return found
 
 
+def ended(pid: int) -> bool:
+    """True if that process has ended, even if nobody has collected its exit status yet."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def wait_until(true: Callable[[], bool], timeout_s: float, what: str) -> None:
     """Poll until ``true()``; fail with ``what`` after the timeout."""
     deadline = time.monotonic() + timeout_s

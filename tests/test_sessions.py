@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from jupyter_client.asynchronous.client import AsyncKernelClient
 
 from tests.conftest import StartKernel
@@ -62,3 +64,17 @@ async def test_the_guest_has_no_network_and_none_of_the_hosts_files(start_kernel
         assert await run(client, "import os; sorted(os.listdir('/sys/class/net'))") == "['lo']"
         assert await run(client, f"os.path.exists({__file__!r})") == "False"
         assert await run(client, "os.getuid()") == "1000"
+
+
+async def test_memory_that_runs_out_ends_the_guests_kernel_and_says_so(start_kernel: StartKernel) -> None:
+    async with start_kernel() as (_, client):
+        errors: list[str] = []
+
+        def on_output(message: dict[str, Any]) -> None:
+            if message["msg_type"] == "error":
+                errors.append(message["content"]["evalue"])
+
+        code = "hoard = []\nwhile True: hoard.append(bytearray(b'x' * 2**24))"
+        reply = await client.execute_interactive(code, output_hook=on_output, timeout=60)
+        assert reply["content"]["ename"] in ("VMDied", "MemoryError")
+        assert any("SIGKILL" in error or "memory" in error for error in errors), errors

@@ -12,7 +12,7 @@ from vm_kernel.pool.client import PoolConnection
 
 # the very first action in each session
 FIRST_ACTION = """
-import json, os, random, tempfile, time, uuid, socket, sqlite3, ssl, multiprocessing
+import json, os, platform, random, tempfile, time, uuid, socket, sqlite3, ssl, multiprocessing
 import numpy
 print(json.dumps({
     "os.urandom": os.urandom(16).hex(),
@@ -28,6 +28,7 @@ print(json.dumps({
     "boot_id": open("/proc/sys/kernel/random/boot_id").read(),
     "machine_id": open("/etc/machine-id").read(),
     "hostname": socket.gethostname(),
+    "platform.node": platform.node(),
     "session": get_ipython().kernel.session.session,
     "time": time.time(),
 }))

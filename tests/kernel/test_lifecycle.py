@@ -12,11 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from jupyter_client.manager import AsyncKernelManager
 
-from tests.conftest import CONFIG, eventually, stop_service, wait_until, write_config
+from tests.conftest import CONFIG, ended, eventually, stop_service, wait_until, write_config
 from tests.kernel.session import Session, unready_kernel
 from tests.kernel.stalled import stalled_pool
 from vm_kernel.pool.client import PoolConnection
@@ -114,7 +113,7 @@ async def test_shutdown_is_answered_and_the_vm_has_gone(kernel: tuple[AsyncKerne
     assert answer.types == ["busy", "shutdown_reply", "idle"]
     await has_ended(manager, 1.0)
     assert await manager.provisioner.wait() == 0  # type: ignore[union-attr]
-    await eventually(lambda: not psutil.pid_exists(vm), 2.0, "the VM has gone")
+    await eventually(lambda: ended(vm), 2.0, "the VM has gone")
 
 
 async def test_restart_is_quick_and_forgets_everything(kernel: tuple[AsyncKernelManager, Session]) -> None:
@@ -178,7 +177,7 @@ async def test_the_vm_of_a_killed_kernel_process_goes_within_two_seconds(
     await session.run("1")
     vm = vm_of(manager)
     os.kill(pid_of(manager), signal.SIGKILL)
-    await eventually(lambda: not psutil.pid_exists(vm), 2.0, "the VM has gone")
+    await eventually(lambda: ended(vm), 2.0, "the VM has gone")
 
 
 async def test_sigterm_ends_the_process(kernel: tuple[AsyncKernelManager, Session]) -> None:
@@ -200,9 +199,9 @@ def test_the_kernel_ends_with_the_jupyter_process_that_started_it(kernelspec: st
         pid = int(parent.stdout.readline())
         wait_until((tmp_path / "kernel-own.json").exists, 5.0, "the connection file of the kernel's own making")
         time.sleep(0.3)
-        assert psutil.pid_exists(pid)
+        assert not ended(pid)
         parent.kill()
-    wait_until(lambda: not psutil.pid_exists(pid), 2.0, "the kernel has ended")
+    wait_until(lambda: ended(pid), 2.0, "the kernel has ended")
     assert not (tmp_path / "kernel-own.json").exists()
 
 

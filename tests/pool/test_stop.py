@@ -9,10 +9,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
-from tests.conftest import CONFIG, qemus, service_pid, stop_service, wait_until, write_config
+from tests.conftest import CONFIG, ended, qemus, service_pid, stop_service, wait_until, write_config
 from vm_kernel import paths
 from vm_kernel.errors import PoolUnavailable
 from vm_kernel.pool.client import PoolConnection
@@ -36,7 +35,7 @@ def test_stop_ends_every_vm_and_every_lease(vm_home: Path) -> None:
     stop_service()
     assert not qemus(vm_home)
     assert not paths.pool_socket().exists()
-    wait_until(lambda: not psutil.pid_exists(pid) or _is_zombie(pid), 5.0, "the service has ended")
+    wait_until(lambda: ended(pid), 5.0, "the service has ended")
     with pytest.raises(PoolUnavailable, match="has ended"):
         while connection.read_event(5.0) is not None:
             pass
@@ -47,7 +46,7 @@ def test_sigterm_is_graceful_too(vm_home: Path) -> None:
     PoolConnection.open().close()
     pid = service_pid()
     os.kill(pid, signal.SIGTERM)
-    wait_until(lambda: not psutil.pid_exists(pid) or _is_zombie(pid), 10.0, "the service has ended")
+    wait_until(lambda: ended(pid), 10.0, "the service has ended")
     assert not qemus(vm_home)
 
 
@@ -79,14 +78,7 @@ def test_an_idle_service_ends_by_itself(vm_home: Path) -> None:
     write_config(CONFIG.replace("idle_exit_s = 0", "idle_exit_s = 1"))
     try:
         pid = service_pid()
-        wait_until(lambda: not psutil.pid_exists(pid) or _is_zombie(pid), 15.0, "the idle service has ended")
+        wait_until(lambda: ended(pid), 15.0, "the idle service has ended")
         assert not qemus(vm_home)
     finally:
         write_config(CONFIG)
-
-
-def _is_zombie(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True

@@ -76,8 +76,6 @@ class ClientSide:
         try:
             if self._tenancy.collect():
                 self._no_vm = None
-                self._guest.make_up(self._count)
-                self._count = 0
         except VMKernelError as error:
             self._no_vm = error
 
@@ -134,6 +132,9 @@ class ClientSide:
         return self._may_run and not self._waiting
 
     def _pass_on(self, request: Request) -> None:
+        if self._count and request.counted:
+            self._guest.make_up(request, self._count)
+            self._count = 0
         magic = _magic_of(request)
         if magic is not None:
             self._guest.send_marker(request, magic)

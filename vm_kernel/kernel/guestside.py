@@ -54,10 +54,12 @@ class GuestSide:
         """Hand the guest a marker in the place of a host cell."""
         self.send(request.channel, request.identities, self._markers.place(request, magic))
 
-    def make_up(self, count: int) -> None:
-        """Tell a new guest how many cells have been counted without it."""
-        if count:
-            self.send("shell", [], self._markers.make_up(count))
+    def make_up(self, request: Request, count: int) -> None:
+        """Tell a new guest how many cells have been counted without it.
+
+        In the name of the client whose cell comes next: only what goes over one connection stays in order.
+        """
+        self.send(request.channel, request.identities, self._markers.make_up(count))
 
     def interrupt(self, request: Request | None) -> None:
         """Interrupt what runs in the guest; ``request`` is answered when that has been done."""
