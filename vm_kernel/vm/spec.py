@@ -15,9 +15,6 @@ TransportKind = Literal["vsock", "virtio-serial"]
 #: The guest sees the host's end of the virtio-serial channel as /dev/virtio-ports/<this>.
 CHANNEL_NAME = "org.vmsandbox.agent"
 
-#: The agent listens on this vsock port, where the transport is vsock.
-VSOCK_PORT = 5252
-
 
 @dataclass(frozen=True)
 class VMSpec:
