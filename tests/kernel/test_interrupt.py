@@ -45,7 +45,9 @@ async def test_a_running_cell_is_interrupted_and_the_next_one_runs(
 
 async def test_a_child_process_does_not_survive_the_interrupt(kernel: tuple[AsyncKernelManager, Session]) -> None:
     manager, session = kernel
-    msg_id = session.client.execute("import subprocess\nprint('begun', flush=True)\nsubprocess.run(['sleep', '4321'])")
+    # Begun when the child is: a signal that falls into the starting of a process leaves it behind in any CPython.
+    code = "import subprocess\nchild = subprocess.Popen(['sleep', '4321'])\nprint('begun', flush=True)\nchild.wait()"
+    msg_id = session.client.execute(code)
     await session.until_output(msg_id, "begun")
     await interrupted(manager, session, msg_id)
     found = await session.run("print(subprocess.run(['pgrep', '-f', 'sleep 4321'], capture_output=True).stdout)")
