@@ -12,6 +12,7 @@ from vm_kernel.kernel.answers import abort, fail, show_output
 from vm_kernel.kernel.background import Background
 from vm_kernel.kernel.hostcells import HostCell, HostMagic, Markers
 from vm_kernel.kernel.outlet import Outlet
+from vm_kernel.kernel.refusals import Refusals
 from vm_kernel.kernel.requests import Request, Requests
 from vm_kernel.kernel.tenancy import Tenancy
 from vm_kernel.kernel.wire import FROM_GUEST_IOPUB, GuestMessage, WireError, parse_guest
@@ -37,9 +38,7 @@ class GuestSide:
         self._evaluations: list[tuple[HostCell, Background[dict[str, str]]]] = []
         self._interrupts: dict[int, Request | None] = {}
         self._sequence = 0
-        #: messages of the guest that were not passed on, and why the last one was not; for a debugger's eyes
-        self.refused = 0
-        self.refusal = ""
+        self._refusals = Refusals("guest")
 
     # ---- to the guest
 
@@ -91,8 +90,7 @@ class GuestSide:
             else:
                 self._agent_message(kind, decode_json(body))
         except WireError as error:
-            self.refused += 1
-            self.refusal = str(error)
+            self._refusals.note(str(error), channel=kind.name.lower())
         except FrameError as error:
             raise GuestProtocolError(
                 f"The guest broke the protocol: {error}. Its VM is not used any more.",

@@ -21,6 +21,7 @@ from vm_kernel.kernel.answers import refuse
 from vm_kernel.kernel.clientside import ClientSide
 from vm_kernel.kernel.guestside import GuestSide
 from vm_kernel.kernel.outlet import Outlet
+from vm_kernel.kernel.refusals import Refusals
 from vm_kernel.kernel.requests import Requests
 from vm_kernel.kernel.sockets import Sockets
 from vm_kernel.kernel.tenancy import Tenancy
@@ -75,9 +76,7 @@ class Relay:
         self._polled: dict[int, int] = {}
         self._cause: VMKernelError | None = None
         self._deadline = 0.0
-        #: client messages that were not handled, and why the last one was not; for a debugger's eyes
-        self.refused = 0
-        self.refusal = ""
+        self._refusals = Refusals("client")
 
     def run(self, parent_fd: int = -1) -> int:
         """Relay until the session ends. The process's exit status: 0 after a shutdown, 1 if the VM died.
@@ -165,8 +164,7 @@ class Relay:
         try:
             message = parse_client(frames, self._signer, channel)
         except WireError as error:
-            self.refused += 1
-            self.refusal = str(error)
+            self._refusals.note(str(error), channel=channel)
             return
         self._client.handle(channel, message)
 
