@@ -33,15 +33,24 @@ def test_install_writes_a_kernelspec_with_logos(vm_home: Path, tmp_path: Path) -
     assert {"logo-32x32.png", "logo-64x64.png", "logo-svg.svg"} <= {path.name for path in folder.iterdir()}
 
 
-def test_a_kernel_can_have_a_profile_of_its_own(vm_home: Path, tmp_path: Path) -> None:
+def test_each_profile_can_have_a_kernel_of_its_own(vm_home: Path, tmp_path: Path) -> None:
     config = tmp_path / "config"
     config.mkdir()
-    (config / "vm_kernel_config.py").write_text("c.PoolConfig.profiles = {'big': {'memory_mib': 1024}}")
-    words = ("install", "--prefix", tmp_path, "--name", "big", "--profile", "big")
-    done = vm_kernel(*words, JUPYTER_CONFIG_DIR=str(config))
+    (config / "vm_kernel_config.py").write_text("c.PoolConfig.profiles = {'big': {'memory_mib': 1024}, 'two': {}}")
+    kernels = tmp_path / "share/jupyter/kernels"
+    done = vm_kernel("install", "--prefix", tmp_path, "--profile", "big", JUPYTER_CONFIG_DIR=str(config))
     assert done.returncode == 0, done.stderr
-    spec = json.loads((tmp_path / "share/jupyter/kernels/big/kernel.json").read_text())
-    assert spec["argv"][-2:] == ["--profile", "big"]
+    assert [path.name for path in kernels.iterdir()] == ["vm-sandbox-big"]  # the default's name is left alone
+    spec = json.loads((kernels / "vm-sandbox-big/kernel.json").read_text())
+    assert (spec["argv"][-2:], spec["display_name"]) == (["--profile", "big"], "VM Sandbox (big)")
+
+    done = vm_kernel("install", "--prefix", tmp_path, "--all-profiles", JUPYTER_CONFIG_DIR=str(config))
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in kernels.iterdir()) == ["vm-sandbox", "vm-sandbox-big", "vm-sandbox-two"]
+
+    done = vm_kernel("install", "--prefix", tmp_path, "--all-profiles", "--name", "x", JUPYTER_CONFIG_DIR=str(config))
+    assert done.returncode == 1
+    assert "-> Leave out --name" in done.stderr
 
 
 def test_a_kernel_for_an_unknown_profile_is_not_installed(vm_home: Path, tmp_path: Path) -> None:

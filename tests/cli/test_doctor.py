@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 from tests.cli.command import vm_kernel
@@ -66,3 +68,16 @@ def test_a_broken_configuration_does_not_stop_the_other_checks(kernelspec: str, 
     assert found["configuration"]["level"] == "fail"
     assert "vm_kernel_config.py" in found["configuration"]["summary"]
     assert list(found) == CHECKS
+
+
+def test_a_kernel_whose_profile_has_gone_is_named(kernelspec: str, tmp_path: Path) -> None:
+    kernels = tmp_path / "kernels"
+    shutil.copytree(Path(os.environ["JUPYTER_DATA_DIR"], "kernels"), kernels)
+    found = json.loads((kernels / kernelspec / "kernel.json").read_text())
+    found["argv"] += ["--profile", "of-last-year"]
+    (kernels / "old").mkdir()
+    (kernels / "old" / "kernel.json").write_text(json.dumps(found))
+    check = findings(JUPYTER_PATH=str(tmp_path))["kernelspec"]
+    assert check["level"] == "warn"
+    assert "no profile 'of-last-year'" in check["summary"]
+    assert "jupyter kernelspec remove old" in check["hint"]

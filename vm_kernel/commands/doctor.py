@@ -18,7 +18,7 @@ from typing import Literal
 from vm_kernel import paths
 from vm_kernel.commands.unprivileged import run_unprivileged
 from vm_kernel.config import LoadedConfig, PoolConfig, load_config
-from vm_kernel.errors import ImageError, PoolError, VMKernelError
+from vm_kernel.errors import ImageError, PoolError, UnknownProfile, VMKernelError
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -69,7 +69,7 @@ def examine() -> list[Check]:
         ("memory", partial(memory, pool)),
         ("pool service", pool_service),
         ("golden snapshot", golden),
-        ("kernelspec", kernelspec),
+        ("kernelspec", partial(kernelspec, pool)),
     ]
     return [first, *(_attempt(name, step) for name, step in steps)]
 
@@ -196,8 +196,8 @@ def golden() -> Check:
     return Check("golden snapshot", "ok", f"{', '.join(name[:12] for name in found)} in {folder}")
 
 
-def kernelspec() -> Check:
-    """Does Jupyter find the kernel, and can its command be run?"""
+def kernelspec(config: PoolConfig) -> Check:
+    """Does Jupyter find the kernel, can its command be run, and is its profile configured?"""
     from jupyter_client.kernelspec import KernelSpecManager
 
     specs = KernelSpecManager().get_all_specs()
@@ -208,6 +208,13 @@ def kernelspec() -> Check:
         interpreter = found["spec"]["argv"][0]
         if Path(interpreter).is_absolute() and not os.access(interpreter, os.X_OK):
             return Check("kernelspec", "fail", f"{name} names {interpreter}, which is gone", "Run `vm-kernel install`.")
+    for name, found in ours.items():
+        _, _, profile = " ".join(found["spec"]["argv"]).partition(" --profile ")
+        try:
+            config.profile(profile or "default")
+        except UnknownProfile as error:
+            hint = f"{error.hint} Or remove the kernel: `jupyter kernelspec remove {name}`."
+            return Check("kernelspec", "warn", f"{name} cannot start: {error.message}", hint)
     return Check("kernelspec", "ok", ", ".join(f"{name} in {found['resource_dir']}" for name, found in ours.items()))
 
 
