@@ -5,11 +5,23 @@ This module imports nothing heavy: the kernel process is started for every noteb
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vm_kernel.sandbox import ExecutionResult, Sandbox, SyncSandbox
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "load_ipython_extension"]
+__all__ = ["ExecutionResult", "Sandbox", "SyncSandbox", "__version__", "load_ipython_extension"]
+
+
+def __getattr__(name: str) -> Any:
+    """The Python API, imported when it is used."""
+    if name in ("ExecutionResult", "Sandbox", "SyncSandbox"):
+        from vm_kernel import sandbox
+
+        return getattr(sandbox, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def load_ipython_extension(shell: Any) -> None:

@@ -7,6 +7,7 @@
      |    +-- UnknownProfile     ... it names a profile that is not configured
      +-- HostError               this machine lacks something (QEMU, libvirt's driver, KVM, memory, disk)
      +-- ImageError              a guest image is missing, damaged, or could not be built
+     +-- SandboxClosed           the program uses a sandbox that has no VM (any more)
      +-- VMError                 one virtual machine failed
      |    +-- GoldenError        ... while its golden snapshot was built or loaded
      |    +-- CloneError         ... while it was forked from the golden snapshot
@@ -53,6 +54,10 @@ class HostError(VMKernelError):
 
 class ImageError(VMKernelError):
     """A guest image is missing, damaged, or could not be built."""
+
+
+class SandboxClosed(VMKernelError):
+    """A program uses a sandbox that has no VM, or has none any more."""
 
 
 class VMError(VMKernelError):

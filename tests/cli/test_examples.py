@@ -78,3 +78,14 @@ def test_the_ci_example_fails_when_the_notebook_does(kernelspec: str, tmp_path: 
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == status, done.stderr
     assert "AssertionError" in done.stderr
+
+
+def test_the_agent_example_judges_every_candidate(vm_home: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "agent.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=True)
+    verdicts = {line.split()[0]: line.partition(" s  ")[2] for line in done.stdout.splitlines()}
+    assert verdicts["good"] == "right"
+    assert verdicts["wrong"] == "wrong: 328350"
+    assert verdicts["broken"].startswith("SyntaxError: ")
+    assert verdicts["endless"] == "did not end within 5 s"
+    assert verdicts["hostile"] == "wrong: all is gone"

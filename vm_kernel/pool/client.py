@@ -5,6 +5,7 @@ Standard library only, and little of that: every kernel process imports this whi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -100,6 +101,11 @@ class PoolConnection:
             return self._event(timeout_s)
         except TimeoutError:
             return None
+
+    def abandon(self) -> None:
+        """End a call that another thread is waiting in, with PoolUnavailable; that thread is to close then."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the connection; a lease ends with it."""

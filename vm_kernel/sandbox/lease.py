@@ -1,0 +1,77 @@
+"""A lease on the event loop: taken in a thread, because the pool's client blocks, and watched from then on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+
+from vm_kernel.errors import VMDied, VMKernelError
+from vm_kernel.pool.client import Lease, PoolConnection
+
+
+async def take(profile: str, holder: str, on_waiting: Callable[[str], None] | None) -> Lease:
+    """A VM of that profile. ``on_waiting`` is called on the event loop with the reason for a wait, in words.
+
+    Raises PoolFull, UnknownProfile, ImageError, HostError, PoolUnavailable, … Whoever is cancelled holds no VM.
+    """
+    loop = asyncio.get_running_loop()
+    opening = loop.run_in_executor(None, PoolConnection.open)
+    try:
+        connection = await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        opening.add_done_callback(_close_opened)
+        raise
+
+    def tell(reason: str) -> None:
+        if on_waiting is not None:
+            loop.call_soon_threadsafe(on_waiting, reason)
+
+    acquiring = loop.run_in_executor(None, connection.acquire, profile, tell, holder)
+    try:
+        return await asyncio.shield(acquiring)
+    except asyncio.CancelledError:
+        connection.abandon()  # ends the thread's wait, too
+        acquiring.add_done_callback(partial(_dispose, connection))
+        raise
+    except BaseException:
+        connection.close()
+        raise
+
+
+def watch(lease: Lease, on_end: Callable[[VMKernelError], None]) -> Callable[[], None]:
+    """Call ``on_end`` when the pool says that the VM has ended. Returns what ends the watch.
+
+    If it is the pool service that has ended, nothing is said: the VM goes on, and its stream tells when it ends.
+    """
+    loop = asyncio.get_running_loop()
+    fd = lease.connection.fileno()
+
+    def news() -> None:
+        try:
+            event = lease.connection.read_event(0.0)
+        except VMKernelError:
+            loop.remove_reader(fd)
+            return
+        if event is not None and event["event"] == "vm_gone":
+            loop.remove_reader(fd)
+            on_end(VMDied(f"The virtual machine has ended: {event.get('reason')}", "Its state is lost."))
+
+    loop.add_reader(fd, news)
+    return lambda: _unwatch(loop, fd)
+
+
+def _unwatch(loop: asyncio.AbstractEventLoop, fd: int) -> None:
+    loop.remove_reader(fd)
+
+
+def _close_opened(opening: asyncio.Future[PoolConnection]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
+
+
+def _dispose(connection: PoolConnection, acquiring: asyncio.Future[Lease]) -> None:
+    """Nobody wants that lease any more, whether it came or not."""
+    if not acquiring.cancelled() and acquiring.exception() is None:
+        acquiring.result().stream.close()
+    connection.close()

@@ -1,0 +1,261 @@
+"""``Sandbox``: one VM of the pool, in which code is executed. What becomes of its output is in ``result``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from guest_agent.frames import JUPYTER_KINDS, FrameError, Kind, decode_json, unpack_parts
+from vm_kernel.errors import GuestProtocolError, SandboxClosed, VMDied, VMKernelError
+from vm_kernel.guest.asyncio_stream import VsockProtocol
+from vm_kernel.kernel.wire import GuestMessage, WireError, parse_guest
+from vm_kernel.pool.client import Lease
+from vm_kernel.pool.protocol import VMFacts
+from vm_kernel.sandbox import lease as leases
+from vm_kernel.sandbox.result import Collector, ExecutionResult, Output, Status
+
+#: bytes of output that one execution keeps unless told otherwise
+MAX_OUTPUT_BYTES = 64 * 1024 * 1024
+#: seconds that code has to end after it was interrupted; then its VM is destroyed
+GRACE_S = 5.0
+#: seconds for the other half of the story when a VM ends: the pool's reason, the guest's last output
+LAST_WORDS_S = 0.5
+
+_IDENTITY = b"sandbox"
+
+
+class _Run:
+    """One execution that is under way."""
+
+    def __init__(self, collector: Collector) -> None:
+        self.collector = collector
+        self.reply: dict[str, Any] | None = None
+        self.idle = False
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def settle(self) -> None:
+        """It has ended when its reply and its 'idle' have both come: all output is there then."""
+        if self.reply is not None and self.idle and not self.ended.done():
+            self.ended.set_result(None)
+
+
+class Sandbox:
+    """A VM of one's own: ``async with Sandbox() as box``. Leaving the block destroys the VM.
+
+    profile: of the pool's configuration. name: shown in the pool's status and log.
+    on_waiting: called with words when there is no VM at once.
+    max_output_bytes: output of one execution that is kept.
+    """
+
+    def __init__(
+        self,
+        profile: str = "default",
+        *,
+        name: str = "",
+        on_waiting: Callable[[str], None] | None = None,
+        max_output_bytes: int = MAX_OUTPUT_BYTES,
+    ) -> None:
+        self.profile = profile
+        self._name = name or f"sandbox-{os.getpid()}"
+        self._on_waiting = on_waiting
+        self._max_output_bytes = max_output_bytes
+        self._lock = asyncio.Lock()
+        self._lease: Lease | None = None
+        self._stream: VsockProtocol | None = None
+        self._unwatch: Callable[[], None] = lambda: None
+        self._runs: dict[str, _Run] = {}
+        self._interrupts = 0
+        #: why there is no VM
+        self._cause: VMKernelError = SandboxClosed("The sandbox has not been started.", "Use `async with Sandbox()`.")
+
+    async def __aenter__(self) -> Sandbox:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def vm(self) -> VMFacts | None:
+        """Facts about the VM; None if there is none."""
+        return self._lease.vm if self._lease is not None else None
+
+    async def start(self) -> None:
+        """Take a VM from the pool; nothing if there is one.
+
+        Raises PoolFull, UnknownProfile, ImageError, HostError, PoolUnavailable, …
+        """
+        if self._lease is not None:
+            return
+        lease = await leases.take(self.profile, self._name, self._on_waiting)
+        self._lease = lease
+        self._stream = VsockProtocol(lease.stream, self._received, self._stream_ended)
+        self._unwatch = leases.watch(lease, self._end)
+
+    async def close(self) -> None:
+        """Give the VM back: the pool destroys it. An execution that is under way raises SandboxClosed."""
+        self._end(SandboxClosed("The sandbox has been closed.", "start() takes a new VM."))
+
+    async def restart(self) -> None:
+        """Take a new VM in the golden snapshot's state. Raises as start()."""
+        await self.close()
+        await self.start()
+
+    async def execute(
+        self,
+        code: str,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109  it does more than cancel: see below
+        on_output: Callable[[Output], None] | None = None,
+    ) -> ExecutionResult:
+        """Run code as a notebook's cell and wait for its end. Calls made meanwhile wait for their turn.
+
+        timeout: seconds; then the code is interrupted, and if it does not end within GRACE_S, its VM destroyed.
+        on_output: called with each output as it comes.
+        Cancelling interrupts the code. An exception of the code is in the result and not raised.
+        Raises VMDied if the VM ends, SandboxClosed if there is none, ValueError for a timeout that is no time.
+        """
+        if timeout is not None and not timeout > 0:
+            raise ValueError(f"a timeout of {timeout} s")
+        async with self._lock:
+            await self._stop_abandoned()
+            if self._stream is None:
+                raise self._cause
+            collector = Collector(self._max_output_bytes, on_output)
+            run, begin = _Run(collector), time.monotonic()
+            content = {"code": code, "silent": False, "store_history": True, "allow_stdin": False}
+            self._runs[self._send("execute_request", content)] = run
+            status: Status | None = None
+            try:
+                async with asyncio.timeout(timeout):
+                    await asyncio.shield(run.ended)
+            except TimeoutError:
+                status = "timeout"
+                await self._stop(run)
+            except asyncio.CancelledError:
+                self.interrupt()
+                raise
+            return _result(run, status, time.monotonic() - begin)
+
+    def interrupt(self) -> None:
+        """Interrupt what runs, as a notebook's stop button does. Nothing if nothing runs."""
+        if self._stream is not None:
+            self._interrupts += 1
+            self._stream.send_json(Kind.INTERRUPT, {"seq": self._interrupts})
+
+    # ---- stopping
+
+    async def _stop(self, run: _Run) -> None:
+        """Interrupt, and destroy the VM if that does not help. Then the run has ended, one way or the other."""
+        self.interrupt()
+        done, _ = await asyncio.wait([run.ended], timeout=GRACE_S)
+        if not done:
+            self._end(
+                VMDied(
+                    f"The VM was destroyed: its code did not stop within {GRACE_S:.0f} s of an interrupt.",
+                    "restart() takes a new VM.",
+                )
+            )
+
+    async def _stop_abandoned(self) -> None:
+        """An execution whose caller was cancelled may still run."""
+        for run in list(self._runs.values()):
+            await self._stop(run)
+
+    # ---- the guest
+
+    def _send(self, msg_type: str, content: dict[str, Any]) -> str:
+        assert self._stream is not None
+        msg_id = uuid.uuid4().hex
+        header = {
+            "msg_id": msg_id,
+            "msg_type": msg_type,
+            "session": self._name,
+            "username": "vm-kernel",
+            "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "version": "5.4",
+        }
+        parts = [json.dumps(part).encode() for part in (header, {}, {}, content)]
+        self._stream.send_parts(Kind.SHELL, [_IDENTITY, *parts])
+        return msg_id
+
+    def _received(self, kind: Kind, body: bytes) -> None:
+        """What the guest sends is hostile input: what is malformed, or nobody's, is dropped or ends the VM."""
+        try:
+            if kind in JUPYTER_KINDS:
+                self._jupyter_message(kind, parse_guest(unpack_parts(body)), len(body))
+            elif kind is Kind.KERNEL_DIED:
+                reason = str(decode_json(body).get("reason"))[:200]
+                self._end(VMDied(f"Python in the VM has ended: {reason}.", "restart() takes a new VM."))
+            elif kind is Kind.INTERRUPTED:
+                # ipykernel acts on an interrupt of code that awaits something when its event loop wakes up
+                self._send("comm_info_request", {})
+        except WireError:
+            return
+        except FrameError as error:
+            self._end(GuestProtocolError(f"The guest broke the protocol: {error}.", "restart() takes a new VM."))
+
+    def _jupyter_message(self, kind: Kind, message: GuestMessage, size: int) -> None:
+        run = self._runs.get(message.parent_id)
+        if run is None:
+            return
+        if kind is Kind.SHELL and message.msg_type == "execute_reply":
+            run.reply = message.content
+        elif kind is Kind.IOPUB and message.msg_type == "status":
+            run.idle = run.idle or message.content.get("execution_state") == "idle"
+        elif kind is Kind.IOPUB:
+            run.collector.add(message.msg_type, message.content, size)
+        run.settle()
+        if run.ended.done():
+            del self._runs[message.parent_id]
+
+    def _stream_ended(self, error: VMKernelError) -> None:
+        """The pool may know why, and says so in a moment."""
+        if isinstance(error, VMDied):
+            asyncio.get_running_loop().call_later(LAST_WORDS_S, self._end_of, self._stream, error)
+        else:
+            self._end(error)
+
+    def _end_of(self, stream: VsockProtocol | None, error: VMKernelError) -> None:
+        if self._stream is stream:
+            self._end(error)
+
+    def _end(self, cause: VMKernelError) -> None:
+        """There is no VM any more. Once a VM: a later cause is not told."""
+        if self._lease is None:
+            return
+        self._cause = cause
+        self._unwatch()
+        if self._stream is not None:
+            self._stream.close()
+        self._lease.connection.close()
+        self._lease = self._stream = None
+        for run in self._runs.values():
+            if not run.ended.done():
+                run.ended.set_exception(cause)
+                run.ended.exception()  # nobody may be waiting for it
+        self._runs.clear()
+
+
+def _result(run: _Run, status: Status | None, duration_s: float) -> ExecutionResult:
+    reply, collector = run.reply or {}, run.collector
+    count = reply.get("execution_count")
+    return ExecutionResult(
+        status=status or ("ok" if reply.get("status") == "ok" else "error"),
+        stdout=collector.text("stdout"),
+        stderr=collector.text("stderr"),
+        outputs=collector.outputs,
+        error=collector.error,
+        duration_s=duration_s,
+        execution_count=count if isinstance(count, int) else 0,
+        truncated=collector.truncated,
+        killed=run.reply is None,
+    )
