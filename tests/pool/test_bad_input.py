@@ -125,8 +125,8 @@ def test_a_pool_at_its_limit_says_so_and_recovers(configured) -> None:  # type: 
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("c.PoolConfig.min_warm = = 3", "line 6"),
-        ("c.PoolConfig.min_warm = 1 / 0", "line 6"),
+        ("c.PoolConfig.min_warm = = 3", "line {}"),
+        ("c.PoolConfig.min_warm = 1 / 0", "line {}"),
         ("c.PoolConfig.min_warm = 'many'", "min_warm"),
         ("c.PoolConfig.max_wms = 3", "max_wms"),
         ("c.PoolConfig.accelerator = 'warp'", "accelerator"),
@@ -137,7 +137,7 @@ def test_a_pool_at_its_limit_says_so_and_recovers(configured) -> None:  # type: 
 )
 def test_a_broken_configuration_file_is_named_with_what_is_wrong(configured, text: str, named: str) -> None:  # type: ignore[no-untyped-def]
     configured(text)
-    with pytest.raises(ConfigError, match=named):
+    with pytest.raises(ConfigError, match=named.format(CONFIG.count("\n") + 1)):
         acquire()
     assert not paths.pool_socket().exists()
 
