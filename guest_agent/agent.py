@@ -27,6 +27,7 @@ from guest_agent import init, unique
 from guest_agent.frames import JUPYTER_KINDS, PROTOCOL_VERSION, FrameError, Kind, decode_json, unpack_parts
 from guest_agent.kernel import Kernel, pack_message
 from guest_agent.stream import Stream
+from guest_agent.stuck import Facts, StuckLoop
 from guest_agent.transport import Local, Transport, from_command_line
 
 #: messages taken from one socket before the others get their turn
@@ -45,6 +46,7 @@ class Agent:
         self._died = False
         self._unique = False
         self._rehearsal_due = False
+        self._stuck = StuckLoop(kernel.pid, Facts.read(kernel.stuck_facts))
         self._poller = zmq.Poller()
         self._known: dict[zmq.Socket[bytes], tuple[Kind, bytes]] = {}
         self._wakeup, wakeup = socket.socketpair()
@@ -71,9 +73,10 @@ class Agent:
         """One turn of the loop: sleep until something is ready, then do a bounded amount of each kind of work."""
         wanted = zmq.POLLIN | (zmq.POLLOUT if self._stream.wants_write else 0)
         self._poller.register(self._stream.fd, wanted)
-        ready = dict(self._poller.poll(_QUIET_MS if self._rehearsal_due else None))
+        ready = dict(self._poller.poll(self._timeout_ms()))
         if not ready and self._rehearsal_due:
             self._rehearse()
+        self._stuck.advance()
         events = ready.pop(self._stream.fd, 0)
         if events & (zmq.POLLIN | zmq.POLLERR):
             self._from_host()
@@ -85,6 +88,11 @@ class Agent:
         for sock in ready:
             if sock in self._known:
                 self._forward(sock, *self._known[sock])
+
+    def _timeout_ms(self) -> int | None:
+        if self._stuck.due is not None:
+            return max(0, int(1000 * (self._stuck.due - time.monotonic())) + 1)
+        return _QUIET_MS if self._rehearsal_due else None
 
     def _from_host(self) -> None:
         for kind, body in self._stream.receive():
@@ -117,6 +125,7 @@ class Agent:
             self._stream.send_json(Kind.PONG, self._health(fields))
         elif kind is Kind.INTERRUPT:
             done = self._kernel.interrupt()
+            self._stuck.interrupted()
             self._stream.send_json(Kind.INTERRUPTED, {"seq": fields.get("seq"), "ok": done})
         elif kind is Kind.CLOCK and self._in_vm:
             unique.set_clock(int(fields["time_ns"]))

@@ -49,6 +49,11 @@ class Kernel:
         self.info: dict[str, Any] = {}
 
     @property
+    def stuck_facts(self) -> Path:
+        """The file in which the kernel process says how it can be got out of a loop in C, see ``stuck.py``."""
+        return self._folder / "interruptible.json"
+
+    @property
     def pid(self) -> int:
         """Process id of ipykernel; also its process group."""
         return self._process.pid if self._process else 0
@@ -68,6 +73,7 @@ class Kernel:
     def warm_up(self) -> None:
         """Use what a session will use, so that the snapshot has it in memory."""
         self.run_silently("__import__('_vm_kernel_renew').preload()", timeout_s=300)
+        self.run_silently(f"__import__('_vm_kernel_interruptible').prepare({str(self.stuck_facts)!r})", timeout_s=60)
         self._request("complete_request", {"code": "import os; os.pat", "cursor_pos": 17}, timeout_s=120)
         self._request("inspect_request", {"code": "print", "cursor_pos": 5, "detail_level": 0}, timeout_s=60)
         self.run_silently("pass", timeout_s=60)

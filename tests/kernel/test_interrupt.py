@@ -43,6 +43,49 @@ async def test_a_running_cell_is_interrupted_and_the_next_one_runs(
     assert (await session.run("'alive'")).value == "'alive'"
 
 
+LOOPS_IN_C = ["sum(range(10**12))", "max(range(10**30, 10**31))", "set().update(map(abs, itertools.repeat(0)))"]
+
+
+@pytest.mark.parametrize("code", LOOPS_IN_C)
+async def test_a_loop_in_c_is_interrupted_though_no_signal_can(
+    kernel: tuple[AsyncKernelManager, Session], code: str
+) -> None:
+    manager, session = kernel
+    # flush() returns when the text is on its way to the thread that sends it: leave that a moment with the GIL
+    begin = "import itertools, time\nprint('begun', flush=True)\ntime.sleep(0.5)\nx = 'before'"
+    msg_id = session.client.execute(f"{begin}\nx = {code}")
+    await session.until_output(msg_id, "begun")
+    await session.drain(1.0)  # it is in the loop then
+    cell = await interrupted(manager, session, msg_id)
+    assert cell.reply["content"]["ename"] == "KeyboardInterrupt"
+    # the loop's wrong result has gone nowhere, and iterators are whole again
+    after = await session.run("x, sum(range(10)), list(range(3)), [*itertools.repeat(7, 2)]")
+    assert after.value == "('before', 45, [0, 1, 2], [7, 7])"
+
+
+async def test_an_interrupt_does_not_touch_a_thread_that_computes(kernel: tuple[AsyncKernelManager, Session]) -> None:
+    manager, session = kernel
+    code = """
+import threading, time
+wrong = []
+def count():
+    while not done:
+        if sum(range(1000)) != 499500 or [*range(4)] != [0, 1, 2, 3]:
+            wrong.append(1)
+        time.sleep(0.001)
+done = False
+thread = threading.Thread(target=count)
+thread.start()
+print('begun', flush=True)
+time.sleep(100)
+"""
+    for _ in range(3):
+        msg_id = session.client.execute(code.replace("done = False", "done = False; wrong.clear()"))
+        await session.until_output(msg_id, "begun")
+        await interrupted(manager, session, msg_id)
+    assert (await session.run("time.sleep(0.5); done = True; thread.join(); wrong")).value == "[]"
+
+
 async def test_a_child_process_does_not_survive_the_interrupt(kernel: tuple[AsyncKernelManager, Session]) -> None:
     manager, session = kernel
     # Begun when the child is: a signal that falls into the starting of a process leaves it behind in any CPython.
