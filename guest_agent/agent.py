@@ -181,8 +181,8 @@ class Agent:
         self._forward_rest()
         number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
         code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
-        reason = f"killed by {signal.Signals(number).name}" if number else f"it exited with status {code}"
-        self._stream.send_json(Kind.KERNEL_DIED, {"exit_code": code, "signal": number, "reason": reason})
+        facts = {"exit_code": code, "signal": number, "out_of_memory": init.killed_for_memory(self._kernel.pid)}
+        self._stream.send_json(Kind.KERNEL_DIED, facts)
 
     def _kernel_status(self) -> int | None:
         if self._in_vm:

@@ -87,6 +87,21 @@ def reap() -> dict[int, int]:
     return ended
 
 
+def killed_for_memory(pid: int) -> bool:
+    """Whether Linux says in its log that it has killed that process because memory had run out."""
+    mark = f"Killed process {pid} (".encode()
+    with contextlib.suppress(OSError):
+        log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            while True:  # a record a read; BlockingIOError, an OSError, after the last one
+                with contextlib.suppress(BrokenPipeError):  # records were overwritten: go on with those that are left
+                    if mark in os.read(log, 8192):
+                        return True
+        finally:
+            os.close(log)
+    return False
+
+
 def power_off() -> None:
     """End this VM. Returns only if this process may not do that."""
     _libc.reboot(ctypes.c_uint(_LINUX_REBOOT_CMD_POWER_OFF))

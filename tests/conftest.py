@@ -139,6 +139,11 @@ def qemus(home: Path) -> list[psutil.Process]:
     return found
 
 
+def qemu_of(home: Path, vm: str) -> int:
+    """Process id of the QEMU of the VM of that name; 0 if there is none (any more)."""
+    return next((q.pid for q in qemus(home) if any(f"guest={vm}," in word for word in q.info["cmdline"])), 0)
+
+
 def ended(pid: int) -> bool:
     """True if that process has ended, even if nobody has collected its exit status yet."""
     try:

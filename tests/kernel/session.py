@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.manager import AsyncKernelManager
 
+from vm_kernel.pool.client import PoolConnection
+
 TIMEOUT_S = 60.0
 
 
@@ -127,6 +129,29 @@ class Session:
                     assert parent not in self.replies, "a second reply"
                     self.replies[parent] = message
         return got
+
+
+def pid_of(manager: AsyncKernelManager) -> int:
+    """Process id of the kernel process."""
+    return int(manager.provisioner.pid)  # type: ignore[union-attr]
+
+
+def vm_of(manager: AsyncKernelManager) -> int:
+    """Process id of a kernel's VM."""
+    connection = PoolConnection.open()
+    try:
+        vms = connection.status()["vms"]
+    finally:
+        connection.close()
+    return next(int(vm["pid"]) for vm in vms if (vm["lease"] or {}).get("pid") == pid_of(manager))
+
+
+async def has_ended(manager: AsyncKernelManager, timeout_s: float) -> None:
+    """Wait for the end of the kernel process."""
+    deadline = time.monotonic() + timeout_s
+    while await manager.is_alive():
+        assert time.monotonic() < deadline, f"the kernel process lives on after {timeout_s} s"
+        await asyncio.sleep(0.02)
 
 
 @asynccontextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
@@ -16,30 +15,8 @@ import pytest
 from jupyter_client.manager import AsyncKernelManager
 
 from tests.conftest import CONFIG, ended, eventually, stop_service, wait_until, write_config
-from tests.kernel.session import Session, unready_kernel
+from tests.kernel.session import Session, has_ended, pid_of, unready_kernel, vm_of
 from tests.kernel.stalled import stalled_pool
-from vm_kernel.pool.client import PoolConnection
-
-
-def pid_of(manager: AsyncKernelManager) -> int:
-    return int(manager.provisioner.pid)  # type: ignore[union-attr]
-
-
-def vm_of(manager: AsyncKernelManager) -> int:
-    """Process id of a kernel's VM."""
-    connection = PoolConnection.open()
-    try:
-        vms = connection.status()["vms"]
-    finally:
-        connection.close()
-    return next(int(vm["pid"]) for vm in vms if (vm["lease"] or {}).get("pid") == pid_of(manager))
-
-
-async def has_ended(manager: AsyncKernelManager, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while await manager.is_alive():
-        assert time.monotonic() < deadline, f"the kernel process lives on after {timeout_s} s"
-        await asyncio.sleep(0.02)
 
 
 async def test_kernel_info_comes_before_the_vm_and_a_cell_is_told_why_it_waits(
@@ -137,37 +114,6 @@ async def test_output_right_after_a_restart_is_not_lost(kernel: tuple[AsyncKerne
         # no waiting for anything: the channels reconnect one by one, shell perhaps before iopub
         cell = await session.run(f"print({number})")
         assert cell.stream("stdout") == f"{number}\n"
-
-
-async def test_a_killed_vm_ends_the_cell_in_an_error_and_the_process(
-    kernel: tuple[AsyncKernelManager, Session],
-) -> None:
-    manager, session = kernel
-    running = session.client.execute("print('begun', flush=True)\nimport time; time.sleep(60)")
-    queued = session.client.execute("1")
-    await session.until_output(running, "begun")
-    os.kill(vm_of(manager), signal.SIGKILL)
-    for msg_id in (running, queued):
-        cell = await session.finish(msg_id, timeout_s=5)
-        assert cell.reply["content"]["ename"] == "VMDied"
-        assert "Restart the kernel" in cell.reply["content"]["evalue"]
-        assert cell.of("error")[0]["ename"] == "VMDied"
-        assert cell.types.count("idle") == 1
-    await has_ended(manager, 2.0)
-    assert await manager.provisioner.wait() == 1  # type: ignore[union-attr]
-
-
-async def test_the_end_of_python_in_the_guest_is_the_end_of_the_kernel(
-    kernel: tuple[AsyncKernelManager, Session],
-) -> None:
-    manager, session = kernel
-    cell = await session.run(
-        "print('last words', flush=True)\nimport os, time; time.sleep(0.5); os.kill(os.getpid(), 9)"
-    )
-    assert cell.reply["content"]["ename"] == "VMDied"
-    assert "SIGKILL" in cell.reply["content"]["evalue"]
-    assert cell.stream() == "last words\n"
-    await has_ended(manager, 2.0)
 
 
 async def test_the_vm_of_a_killed_kernel_process_goes_within_two_seconds(

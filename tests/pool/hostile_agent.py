@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import guest_agent.honest_agent as honest  # type: ignore[import-not-found]
 
@@ -25,6 +26,8 @@ class HostileAgent(honest.Agent):  # type: ignore[misc]
     """Sends its attack instead of running the cell that names it."""
 
     def _to_kernel(self, kind: Kind, parts: list[bytes]) -> None:
+        if b"attack:panic" in parts[4]:
+            Path("/proc/sysrq-trigger").write_text("c")
         for name, data in ATTACKS.items():
             if b"attack:" + name in parts[4]:
                 write(self._stream.fd, data)

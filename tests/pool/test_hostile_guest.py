@@ -70,6 +70,13 @@ async def test_the_notebook_is_told(hostile_home: Path, start_kernel: StartKerne
         assert "protocol" in reply["content"]["evalue"]
 
 
+async def test_a_panic_of_the_guests_kernel_is_named(hostile_home: Path, start_kernel: StartKernel) -> None:
+    async with start_kernel() as (_, client):
+        reply = await client.execute_interactive("'attack:panic'", timeout=30, output_hook=lambda _: None)
+        assert reply["content"]["ename"] == "VMDied"
+        assert "the Linux kernel in it has panicked" in reply["content"]["evalue"]
+
+
 @pytest.mark.parametrize("hostile_home", ["rude_agent.py"], indirect=True)
 def test_a_guest_that_greets_with_garbage_is_destroyed(hostile_home: Path) -> None:
     connection = PoolConnection.open()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import eventually, qemus
+from tests.conftest import eventually, qemu_of
 from vm_kernel import ExecutionResult, Sandbox
 from vm_kernel.errors import SandboxClosed, UnknownProfile, VMDied
 from vm_kernel.pool.client import PoolConnection
@@ -98,7 +98,7 @@ async def test_code_that_does_not_stop_loses_its_vm(vm_home: Path) -> None:
         assert box.vm is None
         with pytest.raises(VMDied, match=r"did not stop[\s\S]*restart"):
             await box.execute("1")
-        await eventually(lambda: not any(name in " ".join(q.cmdline()) for q in qemus(vm_home)), 20, "its QEMU ends")
+        await eventually(lambda: not qemu_of(vm_home, name), 20, "its QEMU ends")
         await box.restart()
         assert (await box.execute("1")).ok
 
@@ -111,8 +111,7 @@ async def test_the_end_of_the_vm_is_an_error_with_its_cause(vm_home: Path) -> No
         assert box.vm is not None
         running = asyncio.ensure_future(box.execute("print('begun', flush=True)\nimport time; time.sleep(100)"))
         await asyncio.sleep(0.5)
-        (qemu,) = [q for q in qemus(vm_home) if box.vm.name in " ".join(q.cmdline())]
-        os.kill(qemu.pid, signal.SIGKILL)
+        os.kill(qemu_of(vm_home, box.vm.name), signal.SIGKILL)
         with pytest.raises(VMDied, match="virtual machine"):
             await asyncio.wait_for(running, 20)
         with pytest.raises(VMDied):
@@ -163,8 +162,8 @@ async def test_the_vm_has_gone_after_the_block(vm_home: Path) -> None:
     async with Sandbox(name="of-this-test") as box:
         assert box.vm is not None
         name = box.vm.name
-        assert any(name in " ".join(q.cmdline()) for q in qemus(vm_home))
-    await eventually(lambda: not any(name in " ".join(q.cmdline()) for q in qemus(vm_home)), 20, "its QEMU ends")
+        assert qemu_of(vm_home, name)
+    await eventually(lambda: not qemu_of(vm_home, name), 20, "its QEMU ends")
     with pytest.raises(SandboxClosed, match="closed"):
         await box.execute("1")
 

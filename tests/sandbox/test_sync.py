@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import qemus, wait_until
+from tests.conftest import qemu_of, wait_until
 from vm_kernel import SyncSandbox
 from vm_kernel.errors import SandboxClosed, UnknownProfile
 from vm_kernel.sandbox import Output, StreamOutput
@@ -80,4 +80,4 @@ def test_ctrl_c_ends_the_script_and_its_vm(vm_home: Path) -> None:
     _, stderr = process.communicate(timeout=60)
     assert "KeyboardInterrupt" in stderr
     assert process.returncode == -signal.SIGINT
-    wait_until(lambda: not any(name in " ".join(q.cmdline()) for q in qemus(vm_home)), 20, "its QEMU ends")
+    wait_until(lambda: not qemu_of(vm_home, name), 20, "its QEMU ends")

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from guest_agent.frames import JUPYTER_KINDS, FrameError, Kind, decode_json, unpack_parts
-from vm_kernel.errors import GuestProtocolError, VMDied
+from vm_kernel.errors import GuestProtocolError
+from vm_kernel.guest.ends import python_ended
 from vm_kernel.kernel.answers import abort, fail, show_output
 from vm_kernel.kernel.background import Background
 from vm_kernel.kernel.hostcells import HostCell, HostMagic, Markers
@@ -99,10 +100,8 @@ class GuestSide:
 
     def _agent_message(self, kind: Kind, fields: dict[str, Any]) -> None:
         if kind is Kind.KERNEL_DIED:
-            raise VMDied(
-                f"The Python process in the virtual machine has ended: {_short(fields.get('reason'))}.",
-                "Its state is lost. Restart the kernel to get a fresh VM.",
-            )
+            vm = self._tenancy.vm
+            raise python_ended(fields, vm.memory_mib if vm is not None else None)
         sequence = fields.get("seq")
         if kind is Kind.INTERRUPTED and isinstance(sequence, int):
             request = self._interrupts.pop(sequence, None)
@@ -183,7 +182,3 @@ def _evaluate(magic: HostMagic, vm: Any) -> dict[str, str]:
     from vm_kernel.kernel.magics import evaluate
 
     return evaluate(magic.name, magic.arguments, vm)
-
-
-def _short(reason: object) -> str:
-    return str(reason)[:200] if reason else "no reason is known"

@@ -12,16 +12,21 @@ Ended = Callable[[PooledVM, str], None]
 
 def start(vm: PooledVM, ended: Ended) -> None:
     """Watch a warm VM; ``ended`` is called once, on the event loop, with the cause."""
-    assert vm.machine is not None
+    machine = vm.machine
+    assert machine is not None
     assert vm.stream is not None
     loop = asyncio.get_running_loop()
 
-    def call(cause: str) -> None:
+    def process_ended() -> None:
         stop(vm)
-        ended(vm, cause)
+        ended(vm, machine.end_cause())
 
-    loop.add_reader(vm.machine.fileno(), call, "its QEMU process ended")
-    loop.add_reader(vm.stream.fileno(), call, "its guest closed the stream or spoke before it was leased")
+    def stream_ready() -> None:
+        stop(vm)
+        ended(vm, "its guest closed the stream or spoke before it was leased")
+
+    loop.add_reader(machine.fileno(), process_ended)
+    loop.add_reader(vm.stream.fileno(), stream_ready)
 
 
 def stop_stream(vm: PooledVM) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from guest_agent.frames import JUPYTER_KINDS, FrameError, Kind, decode_json, unpack_parts
 from vm_kernel.errors import GuestProtocolError, SandboxClosed, VMDied, VMKernelError
 from vm_kernel.guest.asyncio_stream import VsockProtocol
+from vm_kernel.guest.ends import python_ended
 from vm_kernel.kernel.wire import GuestMessage, WireError, parse_guest
 from vm_kernel.pool.client import Lease
 from vm_kernel.pool.protocol import VMFacts
@@ -193,8 +194,7 @@ class Sandbox:
             if kind in JUPYTER_KINDS:
                 self._jupyter_message(kind, parse_guest(unpack_parts(body)), len(body))
             elif kind is Kind.KERNEL_DIED:
-                reason = str(decode_json(body).get("reason"))[:200]
-                self._end(VMDied(f"Python in the VM has ended: {reason}.", "restart() takes a new VM."))
+                self._end(python_ended(decode_json(body), self.vm.memory_mib if self.vm is not None else None))
             elif kind is Kind.INTERRUPTED:
                 # ipykernel acts on an interrupt of code that awaits something when its event loop wakes up
                 self._send("comm_info_request", {})

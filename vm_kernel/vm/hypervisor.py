@@ -21,6 +21,7 @@ from vm_kernel.errors import HostError, VMError
 from vm_kernel.paths import make_private_dir
 from vm_kernel.vm import embedded, process
 from vm_kernel.vm.domain_xml import DOMAIN_TITLE
+from vm_kernel.vm.ends import GuestShutdowns, in_words
 from vm_kernel.vm.host import libvirt_version, qemu_binary, qemu_build
 from vm_kernel.vm.process import QemuProcess
 
@@ -44,6 +45,7 @@ class Hypervisor:
         self._embedded = not uri
         self._uri = uri or f"qemu:///embed?root={quote(str(run_dir))}"
         self._connection: libvirt.virConnect | None = None
+        self._shutdowns: GuestShutdowns | None = None
         self._lock = lock
         self._qemus: dict[str, QemuProcess] = {}
         self._guard = threading.Lock()
@@ -87,6 +89,7 @@ class Hypervisor:
             embedded.write_settings(self.run_dir)
         with embedded.no_home(self.run_dir):
             self._connection = embedded.open_libvirt(self._uri)
+            self._shutdowns = GuestShutdowns(self._connection)
             self._ask_qemu(self._connection)
 
     def _ask_qemu(self, connection: libvirt.virConnect) -> None:
@@ -161,6 +164,10 @@ class Hypervisor:
         with self._guard:
             self._qemus.pop(name, None)
 
+    def end_cause(self, name: str, qemu: QemuProcess) -> str:
+        """Why a VM has ended by itself, in words. Called once, when its process has ended and before destroy()."""
+        return in_words(self._shutdowns.pop(name) if self._shutdowns else None, qemu.exit_status)
+
     def log_file(self, name: str) -> Path:
         """QEMU's log of a domain (with the embedded driver)."""
         return self.run_dir / "log" / "qemu" / f"{name}.log"
@@ -198,6 +205,8 @@ class Hypervisor:
             for domain in connection.listAllDomains():
                 if qemu := self._qemus.get(domain.name()):
                     self.destroy(domain.name(), domain, qemu)
+            if self._shutdowns is not None:
+                self._shutdowns.close()
             connection.close()
         if self._lock >= 0:
             embedded.sweep(self.run_dir)

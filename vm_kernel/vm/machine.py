@@ -51,6 +51,10 @@ class _Domain:
         """Whether its QEMU still runs. Cheap (no libvirt call): the pool asks often."""
         return self._qemu.alive
 
+    def end_cause(self) -> str:
+        """Why it has ended by itself, in words. Called once, when ``fileno()`` has become readable."""
+        return self._hv.end_cause(self.name, self._qemu)
+
     def fileno(self) -> int:
         """A pidfd that becomes readable when the QEMU ends: for an event loop. -1 after destroy()."""
         return self._qemu.fileno()

@@ -49,6 +49,15 @@ class QemuProcess:
     def alive(self) -> bool:
         return self._pidfd >= 0 and not self._ended(0)
 
+    @property
+    def exit_status(self) -> int | None:
+        """Of a process that has ended: its status, negative if a signal killed it. None if it runs or is not ours."""
+        with suppress(ChildProcessError, OSError):
+            ended = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is not None:
+                return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+        return None
+
     def kill(self, timeout_s: float = 10.0) -> bool:
         """SIGKILL, wait, reap. True if it is gone. A process that is not our child is left for its parent to reap."""
         if self._pidfd < 0:
