@@ -76,6 +76,14 @@ def lease(vm_home: Path) -> Iterator[Lease]:
 
 
 @pytest.fixture(scope="session")
+def warm_pool(vm_home: Path) -> None:
+    """A pool that has its golden snapshot and a VM."""
+    connection = PoolConnection.open()
+    connection.acquire()
+    connection.close()
+
+
+@pytest.fixture(scope="session")
 def kernelspec(vm_home: Path) -> str:
     """The name of the installed kernelspec."""
     from vm_kernel.kernel.spec import install
@@ -125,6 +133,15 @@ def service_pid() -> int:
     connection = PoolConnection.open()
     try:
         return int(connection.status()["pid"])
+    finally:
+        connection.close()
+
+
+def leases() -> int:
+    """How many VMs are in use."""
+    connection = PoolConnection.open()
+    try:
+        return sum(bool(vm["lease"]) for vm in connection.status()["vms"])
     finally:
         connection.close()
 

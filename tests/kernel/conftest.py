@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 
-import pytest
 import pytest_asyncio
 from jupyter_client.manager import AsyncKernelManager
 
 from tests.conftest import StartKernel
 from tests.kernel.session import Session
-from vm_kernel.pool.client import PoolConnection
-
-
-@pytest.fixture(scope="session")
-def warm_pool(vm_home: Path) -> None:
-    """A pool that has its golden snapshot and a VM."""
-    connection = PoolConnection.open()
-    connection.acquire()
-    connection.close()
 
 
 @pytest_asyncio.fixture
