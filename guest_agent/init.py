@@ -11,6 +11,7 @@ import fcntl
 import os
 import socket
 import struct
+import sysconfig
 from pathlib import Path
 
 USER_ID = 1000
@@ -70,9 +71,13 @@ def _loopback_up() -> None:
 
 
 def _user_home() -> None:
+    """The home folder, and in it the one for packages that the user installs: Python looks for it when it starts."""
     home = Path(USER_HOME)
-    home.mkdir(parents=True, exist_ok=True)
-    os.chown(home, USER_ID, USER_ID)
+    packages = Path(sysconfig.get_path("purelib", "posix_user", {"userbase": str(home / ".local")}))
+    for folder in (*reversed(packages.parents), packages):
+        if folder.is_relative_to(home):
+            folder.mkdir(parents=True, exist_ok=True)
+            os.chown(folder, USER_ID, USER_ID)
 
 
 def reap() -> dict[int, int]:

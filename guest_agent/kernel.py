@@ -154,9 +154,9 @@ class Kernel:
         return {"transport": "ipc", "ip": f"{self._folder}/k", "key": "", "signature_scheme": "hmac-sha256", **ports}
 
     def _spawn(self, connection: Path) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-s", str(Path(__file__).with_name("launch.py")), "-f", str(connection)]
+        command = [sys.executable, str(Path(__file__).with_name("launch.py")), "-f", str(connection)]
         if not self._as_user:
-            return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+            return subprocess.Popen([command[0], "-s", *command[1:]], stdin=subprocess.DEVNULL, start_new_session=True)
         environment = {
             "HOME": USER_HOME,
             "USER": USER_NAME,

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 #: files beside this one that are put into the process, as ``_vm_kernel_NAME``, for the agent to call
-ADDED = ("renew", "interruptible")
+ADDED = ("renew", "interruptible", "offline_pip")
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ def preload() -> None:
         _draw_unseen()
     if "pandas" in sys.modules:
         sys.modules["pandas"].DataFrame({"a": [1.5], "b": ["x"]})._repr_html_()
+    importlib.import_module("_vm_kernel_offline_pip").install(importlib.import_module("IPython").get_ipython())
     gc.collect()
     # what is loaded now stays loaded: collections in the clones pass over it, are quicker and dirty fewer pages
     gc.freeze()

@@ -29,7 +29,7 @@ main() {
         stage "uid ranges for $(id -un)" no_uid_range make_uid_range
     fi
     stage "Python environment" stale_environment make_environment "$@"
-    stage "guest image" no_image "$venv/bin/vm-kernel" image build
+    stage "guest image" stale_image "$venv/bin/vm-kernel" image build
     stage "kernelspec" stale_kernelspec install_kernelspec
 }
 
@@ -116,8 +116,15 @@ make_environment() {
     done
 }
 
-no_image() {
-    ! "$venv/bin/vm-kernel" image show default >/dev/null 2>&1
+# missing, or one of ours (nothing of the user's own in it) that lacks packages which were added since
+stale_image() {
+    ! "$venv/bin/python3" - 2>/dev/null <<'END'
+from vm_kernel.image import store, wheels
+
+manifest = store.open_image().manifest
+wanted, there = ({pin.partition("==")[0] for pin in pins} for pins in (wheels.locked(), manifest.requirements))
+raise SystemExit(not wanted <= there and there <= wanted and not manifest.apt)
+END
 }
 
 stale_kernelspec() {

@@ -12,6 +12,8 @@ set -- /mnt/wheels/pip-*.whl
 python3 -s "$1/pip" --quiet --no-cache-dir --disable-pip-version-check install --no-index --no-deps \
     --no-compile --break-system-packages --root-user-action=ignore /mnt/wheels/*.whl
 python3 -s -m pip --disable-pip-version-check check
+# Debian's guard against mixing pip with apt: here the user may install wheels of his own, into his home folder
+rm -f /usr/lib/python3.11/EXTERNALLY-MANAGED
 rm -rf $site/numpy/tests $site/numpy/*/tests $site/pandas/tests $site/matplotlib/tests
 
 echo "step: 0.4 compiling Python packages"
