@@ -1,4 +1,4 @@
-"""``make bench``: everything in one run, a table on the terminal and ``benchmarks/latest.json``. About five minutes."""
+"""``make bench``: all in one run, a table on the terminal and ``benchmarks/latest.json``. About eight minutes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from benchmarks import environment, pool, relay, report, sessions
+from benchmarks import environment, pool, report, requests, sessions
 from benchmarks.samples import Results
 
 
@@ -25,7 +25,9 @@ def main() -> int:
         ("leases", lambda: pool.measure_leases(results, 4 if quick else 22)),
         ("starts and restarts", lambda: sessions.measure_starts(results, 1 if quick else 11)),
         ("cells", lambda: sessions.measure_cells(results, 2 if quick else 10, 20)),
-        ("the relay's share", lambda: relay.measure_relay(results, 1 if quick else 5, 100)),
+        ("requests", lambda: requests.measure_requests(results, 1 if quick else 5, 10 if quick else 30)),
+        ("the relay without a VM", lambda: requests.measure_relay(results, 1 if quick else 5, 10 if quick else 100)),
+        ("much output", lambda: requests.measure_stdout(results, 1 if quick else 2)),
     ]
     with environment.place():
         for title, measure in steps:

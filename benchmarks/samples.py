@@ -76,6 +76,18 @@ class Row:
         }
 
 
+def _requests(key: str, title: str) -> list[Row]:
+    """The rows of one kind of request; ``benchmarks.requests`` says what they are."""
+    return [
+        Row(f"{key}_whole", f"{title}, to its answer and idle", "ms"),
+        Row(f"{key}_guest", "  of that: inside the guest alone", "ms"),
+        Row(f"{key}_added", "  of that: added on the way", "ms", 1.5),
+        Row(f"{key}_agent", "    by the agent and the stream", "ms"),
+        Row(f"{key}_host", "    by the kernel process", "ms"),
+        Row(f"{key}_relay", "  added on the way without a VM", "ms", 1.5),
+    ]
+
+
 class Results:
     """All rows, in the order in which they are shown."""
 
@@ -90,9 +102,16 @@ class Results:
                 Row("ready_to_result", "start_kernel, wait_for_ready, the first cell's result", "ms"),
                 Row("restart_to_info", "restart_kernel to the first kernel_info_reply", "ms", 0.7, aim_is_ratio=True),
                 Row("restart_to_result", "restart_kernel to the first cell's result", "ms"),
-                Row("trivial_cell", "trivial cell", "ms"),
-                Row("relay_share", "the relay's own share of a trivial cell", "ms", 3.0),
+                Row("trivial_cell", "trivial cell, by jupyter_client", "ms"),
                 Row("stdout_10mb", "10 MB of stdout", "s"),
+                *_requests("cell", "trivial cell"),
+                *_requests("completion", "completion"),
+                *_requests("comm", "comm round trip"),
+                Row("cells_in_sequence", "100 trivial cells, in sequence", "s"),
+                Row("cells_pipelined", "100 trivial cells, all sent at once", "s"),
+                Row("stdout_100mb", "100 MB of stdout", "s"),
+                Row("stdout_guest", "  of that: inside the guest alone", "s"),
+                Row("stdout_relay", "  the relay without a VM", "s", 2.0, aim_is_ratio=True),
                 Row("acquire", "pool: acquire", "ms", 2.0),
                 Row("clone_to_warm", "pool: clone to warm", "s", 0.35),
                 Row("cold_boot", "cold boot to warm", "s"),
