@@ -29,6 +29,8 @@ MAX_PAYLOAD = 256 * 1024
 MAX_MESSAGE = 512 * 1024 * 1024
 MAX_JSON_MESSAGE = 1024 * 1024
 MAX_PARTS = 4096
+#: bytes from which on a piece of a message is kept by itself until the rest has come, and not copied twice
+_LARGE_PIECE = 4096
 MORE = 1
 
 
@@ -67,30 +69,36 @@ def pack_parts(parts: list[bytes]) -> bytes:
     return b"".join((lengths, *parts))
 
 
-def unpack_parts(body: bytes | bytearray | memoryview) -> list[bytes]:
+def unpack_parts(body: bytes) -> list[bytes]:
     """Take apart what ``pack_parts`` joined. Raises FrameError unless every byte is accounted for."""
-    view = memoryview(body)
-    if len(view) < 4:
+    size = len(body)
+    if size < 4:
         raise FrameError("a message without a part count")
-    count = int.from_bytes(view[:4], "big")
+    count = int.from_bytes(body[:4], "big")
     offset = 4 * (count + 1)
-    if count > MAX_PARTS or offset > len(view):
-        raise FrameError(f"a message that claims {count} parts in {len(view)} bytes")
+    if count > MAX_PARTS or offset > size:
+        raise FrameError(f"a message that claims {count} parts in {size} bytes")
     parts = []
-    for length in struct.unpack(f">{count}I", view[4:offset]):
-        parts.append(bytes(view[offset : offset + length]))
-        offset += length
-    if offset != len(view):
-        raise FrameError(f"parts of {offset} bytes in a message of {len(view)} bytes")
+    for length in struct.unpack_from(f">{count}I", body, 4):
+        end = offset + length
+        parts.append(body[offset:end])
+        offset = end
+    if offset != size:
+        raise FrameError(f"parts of {offset} bytes in a message of {size} bytes")
     return parts
 
 
 def encode(kind: Kind, body: bytes) -> Iterator[bytes]:
     """Cut one message into frames, headers included. Ready to be sent one after the other."""
-    for start in range(0, max(len(body), 1), MAX_PAYLOAD):
-        chunk = body[start : start + MAX_PAYLOAD]
-        more = MORE if start + MAX_PAYLOAD < len(body) else 0
-        yield HEADER.pack(len(chunk), kind, more, 0) + chunk
+    size = len(body)
+    if size <= MAX_PAYLOAD:
+        yield HEADER.pack(size, kind, 0, 0) + body
+        return
+    view = memoryview(body)
+    for start in range(0, size, MAX_PAYLOAD):
+        chunk = view[start : start + MAX_PAYLOAD]
+        more = MORE if start + MAX_PAYLOAD < size else 0
+        yield b"".join((HEADER.pack(len(chunk), kind, more, 0), chunk))
 
 
 def encode_json(kind: Kind, fields: dict[str, Any]) -> bytes:
@@ -119,61 +127,76 @@ class Decoder:
     """
 
     def __init__(self, accept: frozenset[Kind], max_message: int = MAX_MESSAGE) -> None:
-        self._accept = accept
+        self._accept = {int(kind): kind for kind in accept}
         self._max_message = max_message
-        self._received = bytearray()
-        self._partial: dict[Kind, bytearray] = {}
-        self._partial_bytes = 0
+        #: the beginning of a header that has not arrived whole
+        self._header = b""
+        #: kind and MORE of the frame that is being received, and how many of its bytes are missing
+        self._frame: tuple[Kind, int] | None = None
+        self._missing = 0
+        #: what there is of unfinished messages: pieces, joined once, and how long they are with the current frame
+        self._pieces: dict[Kind, list[bytes | bytearray]] = {}
+        self._sizes: dict[Kind, int] = {}
 
     @property
     def idle(self) -> bool:
         """True if no byte of an unfinished message is held."""
-        return not self._received and not self._partial
+        return not (self._header or self._frame or self._pieces)
 
-    def feed(self, data: bytes | memoryview) -> Iterator[tuple[Kind, bytes]]:
+    def feed(self, data: bytes) -> Iterator[tuple[Kind, bytes]]:
         """Add received bytes; yield each message that they complete. Must be iterated to its end."""
-        self._received += data
-        offset = 0
-        try:
-            while len(self._received) - offset >= HEADER.size:
-                length, number, flags, zero = HEADER.unpack_from(self._received, offset)
-                kind = self._checked(length, number, flags, zero)
-                end = offset + HEADER.size + length
-                if len(self._received) < end:
-                    break
-                chunk = bytes(memoryview(self._received)[offset + HEADER.size : end])
-                offset = end
-                message = self._joined(kind, chunk, bool(flags & MORE))
-                if message is not None:
-                    yield kind, message
-        finally:
-            del self._received[:offset]
+        if self._header:
+            data = self._header + data
+            self._header = b""
+        offset, size = 0, len(data)
+        while True:
+            if self._frame is None:
+                if size - offset < HEADER.size:
+                    self._header = data[offset:]
+                    return
+                self._begin(*HEADER.unpack_from(data, offset))
+                offset += HEADER.size
+            assert self._frame is not None
+            kind, more = self._frame
+            piece = data[offset : offset + self._missing]
+            offset += len(piece)
+            self._missing -= len(piece)
+            if not self._missing and not more and kind not in self._pieces:
+                # the usual case: the whole of a message in one piece
+                self._frame = None
+                del self._sizes[kind]
+                yield kind, piece
+                continue
+            _add(self._pieces.setdefault(kind, []), piece)
+            if self._missing:
+                return
+            self._frame = None
+            if not more:
+                del self._sizes[kind]
+                yield kind, b"".join(self._pieces.pop(kind))
 
-    def _checked(self, length: int, number: int, flags: int, zero: int) -> Kind:
+    def _begin(self, length: int, number: int, flags: int, zero: int) -> None:
+        """A frame's header has arrived."""
         if length > MAX_PAYLOAD:
             raise FrameError(f"a frame of {length} bytes; the limit is {MAX_PAYLOAD}")
         if flags & ~MORE or zero:
             raise FrameError(f"a frame with unknown flags {flags:#x}, {zero:#x}")
-        if number not in self._accept:
+        kind = self._accept.get(number)
+        if kind is None:
             raise FrameError(f"a frame of kind {number}, which this end does not accept")
-        return Kind(number)
-
-    def _joined(self, kind: Kind, chunk: bytes, more: bool) -> bytes | None:
-        partial = self._partial.get(kind)
-        if partial is None and not more:
-            self._check_size(kind, len(chunk))
-            return chunk
-        partial = self._partial.setdefault(kind, bytearray())
-        self._partial_bytes += len(chunk)
-        self._check_size(kind, len(partial) + len(chunk))
-        partial += chunk
-        if more:
-            return None
-        del self._partial[kind]
-        self._partial_bytes -= len(partial)
-        return bytes(partial)
-
-    def _check_size(self, kind: Kind, size: int) -> None:
+        size = self._sizes[kind] = self._sizes.get(kind, 0) + length
         limit = self._max_message if kind in JUPYTER_KINDS else MAX_JSON_MESSAGE
-        if size > limit or self._partial_bytes > self._max_message:
+        if size > limit or sum(self._sizes.values()) > self._max_message:
             raise FrameError(f"a {kind.name} message of more than {limit} bytes")
+        self._frame = kind, flags
+        self._missing = length
+
+
+def _add(pieces: list[bytes | bytearray], piece: bytes) -> None:
+    """Append a piece; small ones together, or a message in tiny pieces would take many times its size."""
+    if len(piece) >= _LARGE_PIECE:
+        pieces.append(piece)
+    elif pieces and isinstance(pieces[-1], bytearray):
+        pieces[-1] += piece
+    else:
+        pieces.append(bytearray(piece))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import tracemalloc
 
 import pytest
 
@@ -106,6 +107,21 @@ def test_many_endless_messages_share_one_limit() -> None:
     with pytest.raises(FrameError):
         for kind in (Kind.IOPUB, Kind.SHELL, Kind.STDIN) * 3:
             list(decoder.feed(HEADER.pack(MAX_PAYLOAD, kind, 1, 0) + b"x" * MAX_PAYLOAD))
+
+
+def test_a_message_in_tiny_pieces_takes_little_more_than_its_size() -> None:
+    decoder = Decoder(EVERYTHING)
+    tiny = HEADER.pack(3, Kind.IOPUB, 1, 0) + b"xyz" + HEADER.pack(0, Kind.IOPUB, 1, 0)
+    tracemalloc.start()
+    try:
+        for _ in range(100):
+            list(decoder.feed(1000 * tiny))
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 1_000_000
+    assert list(decoder.feed(HEADER.pack(0, Kind.IOPUB, 0, 0))) == [(Kind.IOPUB, 100_000 * b"xyz")]
+    assert decoder.idle
 
 
 def test_random_bytes_are_refused_soon() -> None:
