@@ -14,6 +14,9 @@ packages=(
     qemu-system-x86 libvirt-daemon libvirt-daemon-driver-qemu                         # to run VMs
     mmdebstrap erofs-utils uidmap dpkg tar util-linux ca-certificates                 # to build the guest image
 )
+test_packages=(
+    chromium fonts-dejavu-core                                                        # to see JupyterLab as a person does
+)
 service_user=vm-kernel
 venv=.venv
 # Debian's own: the unprivileged user of a pool service that root starts must be able to read it
@@ -22,6 +25,7 @@ python=/usr/bin/python3
 main() {
     mkdir -p build
     : >build/setup-times
+    [[ " $* " != *" test "* ]] || packages+=("${test_packages[@]}")
     stage "Debian packages" missing_packages install_packages
     if [ "$(id -u)" = 0 ]; then
         stage "service user $service_user" no_service_user make_service_user
