@@ -57,14 +57,14 @@ async def test_outputs_of_all_kinds_keep_their_order(session: Session) -> None:
 
 
 async def test_idle_is_last_for_each_of_many_cells_sent_at_once(session: Session) -> None:
-    code = "from IPython.display import display\nfor i in range(20):\n    print({n})\n    display({n})\n{n}"
-    ids = [session.client.execute(code.format(n=n)) for n in range(30)]
+    code = "from IPython.display import display\nfor i in range(10):\n    print({n})\n    display({n})\n{n}"
+    ids = [session.client.execute(code.format(n=n)) for n in range(20)]
     for n, msg_id in enumerate(ids):
         cell = await session.finish(msg_id)
         assert cell.types[-1] == "idle"
         assert cell.types.count("idle") == 1
-        assert cell.stream() == f"{n}\n" * 20
-        assert [each["data"]["text/plain"] for each in cell.of("display_data")] == [str(n)] * 20
+        assert cell.stream() == f"{n}\n" * 10
+        assert [each["data"]["text/plain"] for each in cell.of("display_data")] == [str(n)] * 10
         assert cell.value == str(n)
 
 
