@@ -44,6 +44,14 @@ class LabServer:
             text = answer.read()
         return json.loads(text) if text else None
 
+    def answers(self) -> bool:
+        """False as long as nobody listens: the server writes down its port before."""
+        try:
+            self.request("GET", "status")
+        except OSError:
+            return False
+        return True
+
     def end_kernels(self) -> None:
         """End every kernel, as closing all of them in Lab's side bar does."""
         for kernel in self.request("GET", "kernels"):
@@ -67,9 +75,10 @@ def lab_server(home: Path, root: Path) -> Iterator[LabServer]:
         return info.exists()
 
     try:
-        wait_until(started, START_TIMEOUT_S, "the Jupyter server listens")
+        wait_until(started, START_TIMEOUT_S, "the Jupyter server has a port")
         facts = json.loads(info.read_text())
         server = LabServer(facts["url"], facts["token"], root)
+        wait_until(server.answers, START_TIMEOUT_S, "the Jupyter server answers")
         yield server
         server.end_kernels()
     finally:
