@@ -25,9 +25,9 @@ import zmq
 
 from guest_agent import init, unique
 from guest_agent.frames import JUPYTER_KINDS, PROTOCOL_VERSION, FrameError, Kind, decode_json, unpack_parts
+from guest_agent.interrupts import Facts, Interrupts
 from guest_agent.kernel import Kernel, pack_message
 from guest_agent.stream import Stream
-from guest_agent.stuck import Facts, StuckLoop
 from guest_agent.transport import Local, Transport, from_command_line
 
 #: messages taken from one socket before the others get their turn
@@ -46,7 +46,7 @@ class Agent:
         self._died = False
         self._unique = False
         self._rehearsal_due = False
-        self._stuck = StuckLoop(kernel.pid, Facts.read(kernel.stuck_facts))
+        self._interrupts = Interrupts(kernel.pid, Facts.read(kernel.interrupt_facts))
         self._poller = zmq.Poller()
         self._known: dict[zmq.Socket[bytes], tuple[Kind, bytes]] = {}
         self._wakeup, wakeup = socket.socketpair()
@@ -76,7 +76,7 @@ class Agent:
         ready = dict(self._poller.poll(self._timeout_ms()))
         if not ready and self._rehearsal_due:
             self._rehearse()
-        self._stuck.advance()
+        self._interrupts.advance()
         events = ready.pop(self._stream.fd, 0)
         if events & (zmq.POLLIN | zmq.POLLERR):
             self._from_host()
@@ -90,8 +90,8 @@ class Agent:
                 self._forward(sock, *self._known[sock])
 
     def _timeout_ms(self) -> int | None:
-        if self._stuck.due is not None:
-            return max(0, int(1000 * (self._stuck.due - time.monotonic())) + 1)
+        if self._interrupts.due is not None:
+            return max(0, int(1000 * (self._interrupts.due - time.monotonic())) + 1)
         return _QUIET_MS if self._rehearsal_due else None
 
     def _from_host(self) -> None:
@@ -124,8 +124,7 @@ class Agent:
         elif kind is Kind.PING:
             self._stream.send_json(Kind.PONG, self._health(fields))
         elif kind is Kind.INTERRUPT:
-            done = self._kernel.interrupt()
-            self._stuck.interrupted()
+            done = self._interrupts.send()
             self._stream.send_json(Kind.INTERRUPTED, {"seq": fields.get("seq"), "ok": done})
         elif kind is Kind.CLOCK and self._in_vm:
             unique.set_clock(int(fields["time_ns"]))

@@ -1,13 +1,19 @@
-"""Inside ipykernel: what the agent must know to end a loop in C that no signal ends.
+"""Inside ipykernel: makes an interrupt take effect where it should, and only there. The agent's part: interrupts.py.
 
-``sum(range(10**12))`` cannot be interrupted in CPython: the loop is in C, holds the GIL, and never looks whether a
-signal has come. It does ask its iterator for one item after the other, by a pointer in the iterator's type. While the
-agent (``stuck.py``) has that pointer lead to a function that returns NULL without an exception, the iterator is at its
-end, the loop returns, and the interpreter raises the KeyboardInterrupt that has been due.
+**It must not hit ipykernel.** A KeyboardInterrupt between the end of a cell and its reply, or in the event loop, loses
+the reply, or ends the kernel's main thread. Under emulation those moments are long, and impatient users press twice.
 
-The pointers are put back by our handler of SIGHUP, which the agent sends along with each SIGINT: CPython calls Python's
-signal handlers in the order of their numbers, SIGHUP (1) before SIGINT (2), and both before any other Python code. The
-same handler counts; so the agent sees whether signals get through at all.
+**It must end loops in C.** ``sum(range(10**12))`` cannot be interrupted in CPython: the loop is in C, holds the GIL,
+and never looks whether a signal has come. It does ask its iterator for one item after the other, by a pointer in the
+iterator's type. While the agent has that pointer lead to a function that returns NULL without an exception, the
+iterator is at its end, the loop returns, and the interpreter raises the KeyboardInterrupt that has been due.
+
+For both the agent sends SIGHUP first. Our handler of it puts the pointers back and judges whether the interrupt may
+strike where the main thread is; SIGINT follows if it may. CPython calls Python's signal handlers in the order of their
+numbers, SIGHUP (1) before SIGINT (2), and both before any other Python code.
+
+**It must not get lost.** CPython ignores exceptions in finalizers, in hooks that follow a fork, and the like. A
+KeyboardInterrupt that ends there is due again.
 """
 
 from __future__ import annotations
@@ -16,10 +22,14 @@ import ctypes
 import itertools
 import json
 import signal
+import sys
 import threading
 from pathlib import Path
+from types import CodeType, FrameType
 from typing import Any
 
+#: what becomes of an interrupt, for the agent to read
+LET_THROUGH, HELD_OFF, NOT_NEEDED = 1, 2, 3
 #: offset of tp_iternext in PyTypeObject on 64-bit builds (cpython: Include/cpython/object.h)
 _TP_ITERNEXT = 224
 #: bytes of _PyRuntime that are searched for the word that names the GIL's holder
@@ -29,7 +39,7 @@ _RUNTIME_BYTES = 4096
 def prepare(facts_file: str) -> None:
     """Install the handler and write what the agent needs. The agent calls it in the template, in the main thread.
 
-    On a Python in which the places cannot be found nothing is written, and such loops stay as they are.
+    On a Python in which the places cannot be found nothing is written, and interrupts are what ipykernel makes of them.
     """
     holder = _holder_of_the_gil()
     if holder is None or threading.current_thread() is not threading.main_thread():
@@ -38,22 +48,75 @@ def prepare(facts_file: str) -> None:
     saved = [(slot, ctypes.c_uint64(_word(slot))) for slot in slots]
     if not all(value.value for _, value in saved):
         return
-    counter = ctypes.c_uint64(0)
+    noticed, judged, verdict = ctypes.c_uint64(0), ctypes.c_uint64(0), ctypes.c_uint64(0)
+    strikes = _Strikes()
 
-    def restore(_number: int, _frame: Any) -> None:
+    def hang_up(_number: int, frame: FrameType | None) -> None:
+        noticed.value += 1
         for slot, value in saved:
             ctypes.memmove(slot, ctypes.byref(value), 8)
-        counter.value += 1
+        verdict.value = strikes.judge(frame)
+        judged.value = noticed.value
 
-    signal.signal(signal.SIGHUP, restore)
+    signal.signal(signal.SIGHUP, hang_up)
+    signal.signal(signal.SIGURG, lambda *_: strikes.wake_up())
+    ignored = sys.unraisablehook
+
+    def unraisable(args: Any) -> None:
+        if args.exc_type is KeyboardInterrupt:
+            verdict.value = HELD_OFF
+        else:
+            ignored(args)
+
+    sys.unraisablehook = unraisable
     facts = {
-        "counter": ctypes.addressof(counter),
+        "noticed": ctypes.addressof(noticed),
+        "judged": ctypes.addressof(judged),
+        "verdict": ctypes.addressof(verdict),
         "holder": holder,
         "main_thread": _thread_state(),
         "ends": ctypes.cast(ctypes.pythonapi.PyErr_Occurred, ctypes.c_void_p).value,
         "slots": [[slot, value.value] for slot, value in saved],
     }
     Path(facts_file).write_text(json.dumps(facts))
+
+
+class _Strikes:
+    """Decides where a KeyboardInterrupt may strike, from the functions that are being executed."""
+
+    def __init__(self) -> None:
+        from IPython.core.getipython import get_ipython
+        from IPython.core.interactiveshell import InteractiveShell
+
+        shell: Any = get_ipython()
+        self._loop = shell.kernel.io_loop.asyncio_loop
+        handlers = dict(shell.kernel.shell_handlers)
+        del handlers["execute_request"]
+        #: the user's code: in a cell; in a widget's callback, a property that completion looks at
+        self._users = {InteractiveShell.run_ast_nodes.__code__, *map(_code_of, handlers.values())}
+        #: the interrupt has struck already and is being shown
+        self._shown = {InteractiveShell.showtraceback.__code__, type(shell).showtraceback.__code__}
+
+    def wake_up(self) -> None:
+        """Interrupt a system call, or have the event loop look at what an interrupt has asked of it."""
+        self._loop.call_soon_threadsafe(lambda: None)
+
+    def judge(self, frame: FrameType | None) -> int:
+        """Whether an interrupt may strike while the main thread is at ``frame``."""
+        if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            return LET_THROUGH  # ipykernel ignores it while it is idle, and takes note of it while a cell awaits
+        while frame is not None:
+            if frame.f_code in self._shown:
+                return NOT_NEEDED
+            if frame.f_code in self._users:
+                return LET_THROUGH
+            frame = frame.f_back
+        return HELD_OFF
+
+
+def _code_of(handler: Any) -> CodeType:
+    code: CodeType = getattr(handler, "__func__", handler).__code__
+    return code
 
 
 def _iterator_types() -> list[type]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import resource
-import signal
 import subprocess
 import sys
 import time
@@ -49,8 +48,8 @@ class Kernel:
         self.info: dict[str, Any] = {}
 
     @property
-    def stuck_facts(self) -> Path:
-        """The file in which the kernel process says how it can be got out of a loop in C, see ``stuck.py``."""
+    def interrupt_facts(self) -> Path:
+        """The file in which the kernel process says what ``interrupts.py`` must know of it."""
         return self._folder / "interruptible.json"
 
     @property
@@ -73,10 +72,12 @@ class Kernel:
     def warm_up(self) -> None:
         """Use what a session will use, so that the snapshot has it in memory."""
         self.run_silently("__import__('_vm_kernel_renew').preload()", timeout_s=300)
-        self.run_silently(f"__import__('_vm_kernel_interruptible').prepare({str(self.stuck_facts)!r})", timeout_s=60)
-        self._request("complete_request", {"code": "import os; os.pat", "cursor_pos": 17}, timeout_s=120)
-        self._request("inspect_request", {"code": "print", "cursor_pos": 5, "detail_level": 0}, timeout_s=60)
-        self.run_silently("pass", timeout_s=60)
+        self.run_silently(
+            f"__import__('_vm_kernel_interruptible').prepare({str(self.interrupt_facts)!r})", timeout_s=60
+        )
+        self._request("complete_request", {"code": "import os; os.pat", "cursor_pos": 17}, timeout_s=300)
+        self._request("inspect_request", {"code": "print", "cursor_pos": 5, "detail_level": 0}, timeout_s=300)
+        self.run_silently("pass", timeout_s=300)
         self.drop_iopub()
 
     def renew(self, session: str) -> None:
@@ -120,14 +121,6 @@ class Kernel:
     def sockets(self) -> dict[zmq.Socket[bytes], tuple[Kind, bytes]]:
         """The sockets on which replies arrive, each with its channel and client."""
         return {socket: key for key, socket in self._clients.items()}
-
-    def interrupt(self) -> bool:
-        """SIGINT to the process group, children included. False if there is no such process."""
-        try:
-            os.killpg(self.pid, signal.SIGINT)
-        except (ProcessLookupError, PermissionError):
-            return False
-        return True
 
     def _admit(self, identity: bytes) -> None:
         """A new client: connect all its channels, stdin first, because input() in its first cell asks there."""

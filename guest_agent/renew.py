@@ -14,7 +14,15 @@ import sys
 from typing import Any
 
 #: imported before the snapshot, so that a session has them at once; an image without one of them goes without
-PRELOAD = ("numpy", "pandas", "matplotlib.pyplot", "matplotlib_inline.backend_inline", "ipywidgets", "ctypes")
+PRELOAD = (
+    "numpy",
+    "pandas",
+    "matplotlib.pyplot",
+    "matplotlib_inline.backend_inline",
+    "ipywidgets",
+    "ctypes",
+    "pexpect",
+)
 
 
 def preload() -> None:

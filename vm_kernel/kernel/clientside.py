@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 
-from vm_kernel.errors import VMKernelError
+from vm_kernel.errors import VMDied, VMKernelError
 from vm_kernel.kernel.answers import abort, fail, refuse
+from vm_kernel.kernel.escalation import DONE, OFFER, Escalation, Step
 from vm_kernel.kernel.guestside import GuestSide
 from vm_kernel.kernel.hostcells import HostCell, HostMagic, find_magic
 from vm_kernel.kernel.info import kernel_info
@@ -35,6 +36,7 @@ class ClientSide:
         self._guest = guest
         self._ports = ports
         self._waiting = WaitingRoom(outlet)
+        self._escalation = Escalation()
         started = time.monotonic()
         self._listeners_by = started + LISTENERS_S
         #: when to ask for a VM; None: that has been done
@@ -55,7 +57,6 @@ class ClientSide:
                 self._guest.send(channel, message.identities, message.parts)
             return
         request = Request(channel, message)
-        self._requests.add(request)
         if self._acquire_at is not None:
             self._acquire_at = 0.0
         if request.msg_type == "shutdown_request":
@@ -64,7 +65,17 @@ class ClientSide:
             self.interrupt(request)
         elif request.msg_type == "connect_request":
             self._outlet.answer(request, {"status": "ok", **self._ports})
-        elif self._open:
+        else:
+            self._admit(request)
+
+    def _admit(self, request: Request) -> None:
+        """A request that is, or may be, the guest's to answer.
+
+        Only these are entered in the book: a kernel manager's interrupt_request can have the same message id as a cell
+        of its client (both count from 0 in jupyter_client's clones of one session).
+        """
+        self._requests.add(request)
+        if self._open:
             self._pass_on(request)
         elif request.msg_type == "kernel_info_request":
             self._outlet.answer(request, kernel_info(self._tenancy.profile))
@@ -81,6 +92,7 @@ class ClientSide:
 
     def advance(self) -> None:
         """Called every turn. Let in those who wait, if the way is free; else tell them why it is not, or refuse."""
+        self._guest.confirm_late_interrupts()
         if self._acquire_at is not None and time.monotonic() >= self._acquire_at:
             self._acquire_at = None
             self._tenancy.acquire()
@@ -97,6 +109,10 @@ class ClientSide:
 
     def next_event_in_s(self) -> float | None:
         """Seconds until advance() has something to do even if nothing happens; None: never."""
+        moments = (self._guest.next_event_in_s(), self._next_event_of_those_who_wait_in_s())
+        return min((moment for moment in moments if moment is not None), default=None)
+
+    def _next_event_of_those_who_wait_in_s(self) -> float | None:
         if self._acquire_at is not None:
             return max(0.0, self._acquire_at - time.monotonic())
         if not self._waiting:
@@ -110,10 +126,35 @@ class ClientSide:
         if request is not None:
             self._outlet.busy(request)
         self._cancel_waiting()
-        if self._tenancy.stream is not None:
-            self._guest.interrupt(request)
-        elif request is not None:
-            self._outlet.answer(request, {"status": "ok"})
+        if self._tenancy.stream is None:
+            if request is not None:
+                self._outlet.answer(request, {"status": "ok"})
+            return
+        cell = self._requests.running_cell()
+        step = self._escalation.step(cell, time.monotonic())
+        if cell is not None and step is Step.RESTART:
+            self._restart_guest(cell)
+            if request is not None:
+                self._outlet.answer(request, {"status": "ok"})
+            return
+        if cell is not None and step is Step.OFFER:
+            self._outlet.publish("stream", {"name": "stderr", "text": OFFER}, cell)
+        self._guest.interrupt(request)
+
+    def _restart_guest(self, cell: Request) -> None:
+        """Take a fresh VM in the place of one whose cell does not stop. This process and its clients stay."""
+        self._outlet.publish("stream", {"name": "stderr", "text": DONE}, cell)
+        for request in self._requests.open():
+            if request is cell:
+                fail(self._outlet, request, "KernelRestarted", "The cell did not stop when it was interrupted.")
+            elif request.is_execute:
+                abort(self._outlet, request)
+            else:
+                refuse(self._outlet, request, VMDied("Python was restarted in a fresh virtual machine meanwhile."))
+        self._guest.forget()
+        self._outlet.begin_anew()
+        self._count = 0
+        self._tenancy.renew()
 
     # ---- with a VM
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from guest_agent.frames import JUPYTER_KINDS, FrameError, Kind, decode_json, unpack_parts
 from vm_kernel.errors import GuestProtocolError
@@ -22,8 +23,17 @@ if TYPE_CHECKING:
     from vm_kernel.guest.channel import FrameStream
 
 _CHANNEL_KINDS = {"shell": Kind.SHELL, "control": Kind.CONTROL, "stdin": Kind.STDIN}
+#: seconds after which an interrupt is answered even if the guest has not confirmed it
+INTERRUPT_REPLY_S = 1.0
 #: stands for a client without one identity of its own: replies are addressed by their parent, not by this
 _NO_IDENTITY = b"vm-kernel-client"
+
+
+class PendingInterrupt(NamedTuple):
+    """An interrupt that the guest has not confirmed. ``request`` is None for a SIGINT; ``due`` as time.monotonic()."""
+
+    request: Request | None
+    due: float
 
 
 class GuestSide:
@@ -37,7 +47,7 @@ class GuestSide:
         self._received: deque[tuple[Kind, bytes]] = deque()
         self._markers = Markers()
         self._evaluations: list[tuple[HostCell, Background[dict[str, str]]]] = []
-        self._interrupts: dict[int, Request | None] = {}
+        self._interrupts: dict[int, PendingInterrupt] = {}
         self._sequence = 0
         self._refusals = Refusals("guest")
 
@@ -65,8 +75,33 @@ class GuestSide:
         """Interrupt what runs in the guest; ``request`` is answered when that has been done."""
         assert self._tenancy.stream is not None
         self._sequence += 1
-        self._interrupts[self._sequence] = request
+        self._interrupts[self._sequence] = PendingInterrupt(request, time.monotonic() + INTERRUPT_REPLY_S)
         self._tenancy.stream.send_json(Kind.INTERRUPT, {"seq": self._sequence})
+
+    def confirm_late_interrupts(self) -> None:
+        """Called every turn. A guest that is stuck, or busy sending, need not keep its user waiting."""
+        now = time.monotonic()
+        for sequence in [number for number, pending in self._interrupts.items() if pending.due <= now]:
+            self._confirm(self._interrupts.pop(sequence))
+
+    def next_event_in_s(self) -> float | None:
+        """Seconds until confirm_late_interrupts() has something to do; None: never."""
+        if not self._interrupts:
+            return None
+        return max(0.0, min(pending.due for pending in self._interrupts.values()) - time.monotonic())
+
+    def forget(self) -> None:
+        """The VM has ended or been given back: nothing that it has said or was asked counts any more."""
+        for pending in self._interrupts.values():
+            self._confirm(pending)
+        self._received.clear()
+        self._evaluations.clear()
+        self._interrupts.clear()
+        self._markers = Markers()
+
+    def _confirm(self, pending: PendingInterrupt) -> None:
+        if pending.request is not None:
+            self._outlet.answer(pending.request, {"status": "ok"})
 
     # ---- from the guest
 
@@ -104,10 +139,10 @@ class GuestSide:
             raise python_ended(fields, vm.memory_mib if vm is not None else None)
         sequence = fields.get("seq")
         if kind is Kind.INTERRUPTED and isinstance(sequence, int):
-            request = self._interrupts.pop(sequence, None)
+            pending = self._interrupts.pop(sequence, None)
             self.send("shell", [], self._markers.nudge())
-            if request is not None:
-                self._outlet.answer(request, {"status": "ok"})
+            if pending is not None:
+                self._confirm(pending)
 
     def _jupyter_message(self, kind: Kind, message: GuestMessage) -> None:
         cell = self._markers.find(message.parent_id)

@@ -29,6 +29,14 @@ class Outlet:
         self._session = os.urandom(16).hex()
         self._sent = 0
 
+    def begin_anew(self) -> None:
+        """Tell clients that the kernel behind us is another one now, and take a new session id.
+
+        JupyterLab forgets comms and pending requests then, as after a restart by its server.
+        """
+        self.publish("status", {"execution_state": "restarting"}, None)
+        self._session = os.urandom(16).hex()
+
     # ---- messages of our own
 
     def publish(self, msg_type: str, content: dict[str, Any], parent: Request | None) -> None:

@@ -222,3 +222,4 @@ class Relay:
         """Tell everybody who waits for an answer."""
         for request in self._requests.open():
             refuse(self._outlet, request, cause)
+        self._guest.forget()

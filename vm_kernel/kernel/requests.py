@@ -54,6 +54,11 @@ class Request:
         return self.msg_type == "execute_request"
 
     @property
+    def runs(self) -> bool:
+        """True if it has begun and not ended."""
+        return self.busy and not self.idle
+
+    @property
     def silent(self) -> bool:
         """True if the cell is to run without being shown."""
         return bool(self.content.get("silent", False))
@@ -89,11 +94,15 @@ class Requests:
 
     def settle(self, request: Request) -> None:
         """Note that a request may be finished: it is when its reply and its 'idle' have both been sent."""
-        if request.replied and request.idle and request.msg_id in self._open:
+        if request.replied and request.idle and self._open.get(request.msg_id) is request:
             del self._open[request.msg_id]
             self._finished[request.msg_id] = request
             if len(self._finished) > MAX_FINISHED:
                 self._finished.popitem(last=False)
+
+    def running_cell(self) -> Request | None:
+        """The cell that has begun and not ended, the first if there are several (in subshells)."""
+        return next((request for request in self._open.values() if request.is_execute and request.runs), None)
 
     def open(self) -> list[Request]:
         """The requests that are not finished, in order of arrival."""

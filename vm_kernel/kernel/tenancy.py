@@ -86,6 +86,12 @@ class Tenancy:
             self._connection = None
         return None
 
+    def renew(self) -> None:
+        """Give the VM back and ask for another."""
+        self.close()
+        self.stream = self.vm = None
+        self.acquire()
+
     def close(self) -> None:
         """Give the VM back, now: the pool destroys it."""
         if self.stream is not None:
