@@ -24,9 +24,10 @@ from typing import Any
 import zmq
 
 from guest_agent import init, unique
+from guest_agent.cut import cut_to_size
 from guest_agent.frames import JUPYTER_KINDS, PROTOCOL_VERSION, FrameError, Kind, decode_json, unpack_parts
 from guest_agent.interrupts import Facts, Interrupts
-from guest_agent.kernel import Kernel, pack_message
+from guest_agent.kernel import Kernel, parts_of
 from guest_agent.stream import Stream
 from guest_agent.transport import Local, Transport, from_command_line
 
@@ -48,6 +49,7 @@ class Agent:
         self._rehearsal_due = False
         self._interrupts = Interrupts(kernel.pid, Facts.read(kernel.interrupt_facts))
         self._poller = zmq.Poller()
+        self._watching = int(zmq.POLLIN)
         self._known: dict[zmq.Socket[bytes], tuple[Kind, bytes]] = {}
         self._wakeup, wakeup = socket.socketpair()
         self._wakeup.setblocking(False)
@@ -73,6 +75,7 @@ class Agent:
         """One turn of the loop: sleep until something is ready, then do a bounded amount of each kind of work."""
         wanted = zmq.POLLIN | (zmq.POLLOUT if self._stream.wants_write else 0)
         self._poller.register(self._stream.fd, wanted)
+        self._watch_output()
         ready = dict(self._poller.poll(self._timeout_ms()))
         if not ready and self._rehearsal_due:
             self._rehearse()
@@ -94,17 +97,27 @@ class Agent:
             return max(0, int(1000 * (self._interrupts.due - time.monotonic())) + 1)
         return _QUIET_MS if self._rehearsal_due else None
 
+    def _watch_output(self) -> None:
+        """Take output and replies from ipykernel unless the host lags behind."""
+        events = 0 if self._stream.full else zmq.POLLIN
+        if events != self._watching:
+            self._watching = events
+            self._poller.register(self._kernel.iopub, events)
+            for sock, (kind, _) in self._known.items():
+                if kind is Kind.SHELL:
+                    self._poller.register(sock, events)
+
     def _from_host(self) -> None:
         for kind, body in self._stream.receive():
             if kind in JUPYTER_KINDS:
-                self._to_kernel(kind, unpack_parts(body))
+                self._to_kernel(kind, [*unpack_parts(body)])
             else:
                 self._obey(kind, decode_json(body))
 
-    def _to_kernel(self, kind: Kind, parts: list[bytes]) -> None:
+    def _to_kernel(self, kind: Kind, parts: list[bytes | memoryview]) -> None:
         # ZeroMQ keeps identities that begin with a zero byte to itself
         if len(parts) < 5 or not 0 < len(parts[0]) < 256 or parts[0][0] == 0:
-            raise FrameError(f"a {kind.name} message of {len(parts)} parts from {parts[:1]}")
+            raise FrameError(f"a {kind.name} message of {len(parts)} parts from {[bytes(p) for p in parts[:1]]}")
         # a rehearsal throws away what is published meanwhile: never beside a client's request
         self._rehearsal_due = False
         if self._kernel.send(kind, parts):
@@ -113,9 +126,9 @@ class Agent:
     def _clients_changed(self) -> None:
         known = self._kernel.sockets()
         for gone in self._known.keys() - known.keys():
-            self._poller.unregister(gone)
+            self._poller.register(gone, 0)
         for new in known.keys() - self._known.keys():
-            self._poller.register(new, zmq.POLLIN)
+            self._poller.register(new, self._watching if known[new][0] is Kind.SHELL else zmq.POLLIN)
         self._known = known
 
     def _obey(self, kind: Kind, fields: dict[str, Any]) -> None:
@@ -163,12 +176,14 @@ class Agent:
     def _forward(self, sock: zmq.Socket[bytes], kind: Kind, identity: bytes) -> None:
         for _ in range(_BURST):
             try:
-                raw = sock.recv_multipart(zmq.NOBLOCK)
+                frames = sock.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            body = pack_message(identity, raw)
-            if body is not None:
-                self._stream.send(kind, body)
+            parts = parts_of(identity, frames)
+            if parts is not None:
+                self._stream.send(kind, cut_to_size(kind, parts))
+            if self._stream.full and kind in (Kind.IOPUB, Kind.SHELL):
+                return
 
     def _children_ended(self) -> None:
         with contextlib.suppress(BlockingIOError):

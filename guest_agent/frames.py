@@ -19,19 +19,24 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from typing import Any
 
 PROTOCOL_VERSION = 1
 HEADER = struct.Struct(">IBBH")
 MAX_PAYLOAD = 256 * 1024
-MAX_MESSAGE = 512 * 1024 * 1024
+#: bytes of one message; what is larger never leaves the guest
+MAX_MESSAGE = 256 * 1024 * 1024
 MAX_JSON_MESSAGE = 1024 * 1024
 MAX_PARTS = 4096
 #: bytes from which on a piece of a message is kept by itself until the rest has come, and not copied twice
 _LARGE_PIECE = 4096
 MORE = 1
+
+
+#: one frame ready to be written: its header, and slices of what it carries
+Frame = list[bytes | memoryview]
 
 
 class Kind(IntEnum):
@@ -67,6 +72,33 @@ def pack_parts(parts: list[bytes]) -> bytes:
     """Join byte strings so that ``unpack_parts`` can take them apart: u32 count, u32 lengths, the bytes."""
     lengths = struct.pack(f">{len(parts) + 1}I", len(parts), *map(len, parts))
     return b"".join((lengths, *parts))
+
+
+def encode_parts(kind: Kind, parts: Sequence[bytes | memoryview]) -> Iterator[Frame]:
+    """``pack_parts`` and ``encode`` in one, without a copy of a large message: its frames point into the parts."""
+    lengths = struct.pack(f">{len(parts) + 1}I", len(parts), *map(len, parts))
+    left = len(lengths) + sum(map(len, parts))
+    if left <= MAX_PAYLOAD:
+        yield [b"".join((HEADER.pack(left, kind, 0, 0), lengths, *parts))]
+        return
+    frame: Frame = []
+    room = MAX_PAYLOAD
+    for part in (lengths, *parts):
+        view = memoryview(part)
+        while view:
+            frame.append(view[:room])
+            view, room = view[room:], room - len(frame[-1])
+            if not room:
+                left -= MAX_PAYLOAD
+                yield _framed(kind, MAX_PAYLOAD, MORE if left else 0, frame)
+                frame, room = [], MAX_PAYLOAD
+    if frame:
+        yield _framed(kind, left, 0, frame)
+
+
+def _framed(kind: Kind, length: int, more: int, slices: Frame) -> Frame:
+    frame: Frame = [HEADER.pack(length, kind, more, 0), *slices]
+    return frame if len(frame) < 16 else [b"".join(frame)]
 
 
 def unpack_parts(body: bytes) -> list[bytes]:

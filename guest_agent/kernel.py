@@ -19,12 +19,16 @@ from typing import Any
 
 import zmq
 
-from guest_agent.frames import Kind, pack_parts
+from guest_agent.frames import Kind
 from guest_agent.init import USER_HOME, USER_ID, USER_NAME
 
 DELIMITER = b"<IDS|MSG>"
 #: clients that are remembered at the same time; the one that has been silent longest goes first
 MAX_CLIENTS = 1024
+#: messages on iopub that wait for the agent; beyond, ipykernel waits (see ``flow.py``)
+MAX_OUTPUTS = 200
+#: bytes of a part that is passed on without a copy
+LARGE = 64 * 1024
 #: processes and threads that the user's code may have, so that a fork bomb leaves the guest usable
 MAX_PROCESSES = 512
 #: the identity of the agent's own requests, which no client can have: jupyter_client's are longer
@@ -40,7 +44,7 @@ class Kernel:
         self._as_user = as_user
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self.iopub = self._context.socket(zmq.SUB)
-        self.iopub.setsockopt(zmq.RCVHWM, 0)
+        self.iopub.setsockopt(zmq.RCVHWM, MAX_OUTPUTS)
         self.iopub.subscribe(b"")
         self._clients: OrderedDict[tuple[Kind, bytes], zmq.Socket[bytes]] = OrderedDict()
         self._own = self._dealer("shell", _OWN_IDENTITY)
@@ -108,14 +112,15 @@ class Kernel:
             if b'"idle"' in content and not self.iopub.poll(0):
                 return
 
-    def send(self, kind: Kind, parts: list[bytes]) -> bool:
+    def send(self, kind: Kind, parts: list[bytes | memoryview]) -> bool:
         """Hand a client's message to ipykernel, as if that client were connected. True if sockets() has changed."""
-        key = (kind, parts[0])
+        key = (kind, bytes(parts[0]))
         new = key not in self._clients
         if new:
-            self._admit(parts[0])
+            self._admit(key[1])
         self._clients.move_to_end(key)
-        self._clients[key].send_multipart([DELIMITER, b"", *parts[1:]])
+        # without a copy of what is large: ZeroMQ copies what is below its threshold by itself
+        self._clients[key].send_multipart([DELIMITER, b"", *parts[1:]], copy=False)
         return new
 
     def sockets(self) -> dict[zmq.Socket[bytes], tuple[Kind, bytes]]:
@@ -210,12 +215,13 @@ def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def pack_message(identity: bytes, raw: list[bytes]) -> bytes | None:
-    """A message of ipykernel as the body of a frame; None if it is not one. ``raw``: [topic,] delimiter, signature…"""
+def parts_of(identity: bytes, frames: list[zmq.Frame]) -> list[bytes | memoryview] | None:
+    """A message of ipykernel as the parts of ours; None if it is not one. ``frames``: [topic,] delimiter, signature…"""
+    raw = [frame.buffer if len(frame) >= LARGE else frame.bytes for frame in frames]
     try:
         at = raw.index(DELIMITER)
     except ValueError:
         return None
     if len(raw) < at + 6:
         return None
-    return pack_parts([identity or b"".join(raw[:at]), *raw[at + 2 :]])
+    return [identity or b"".join(raw[:at]), *raw[at + 2 :]]

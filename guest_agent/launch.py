@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 #: files beside this one that are put into the process, as ``_vm_kernel_NAME``, for the agent to call
-ADDED = ("renew", "interruptible", "offline_pip")
+ADDED = ("renew", "interruptible", "offline_pip", "flow")
 
 
 def main() -> None:
@@ -22,6 +22,7 @@ def main() -> None:
         sys.modules[spec.name] = module
         spec.loader.exec_module(module)
 
+    sys.modules["_vm_kernel_flow"].install()
     from ipykernel import kernelapp
 
     kernelapp.launch_new_instance()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from guest_agent.frames import JUPYTER_KINDS, Decoder, Kind, encode, encode_json
+from guest_agent.frames import JUPYTER_KINDS, Decoder, Kind, encode_json, encode_parts
+from guest_agent.outgoing import Outgoing
 
 #: what a host may send
 FROM_HOST = frozenset({Kind.SHELL, Kind.CONTROL, Kind.STDIN, Kind.UNIQUE, Kind.PING, Kind.INTERRUPT, Kind.CLOCK})
 #: output goes in order behind what is queued, and the news of a death behind the output; the rest goes ahead of it
 _BULK = frozenset({Kind.SHELL, Kind.IOPUB, Kind.KERNEL_DIED})
+#: bytes that wait for the host; beyond, output stays in ipykernel's sockets
+MAX_QUEUED = 8 * 1024 * 1024
 
 
 class Stream:
@@ -21,36 +23,33 @@ class Stream:
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self._decoder = Decoder(FROM_HOST)
-        self._urgent: deque[bytes] = deque()
-        self._bulk: deque[bytes] = deque()
-        self._sending = memoryview(b"")
+        self._outgoing = Outgoing()
 
     @property
     def wants_write(self) -> bool:
         """True if something waits for the descriptor to become writable."""
-        return bool(self._sending or self._urgent or self._bulk)
+        return self._outgoing.bytes > 0
 
-    def send(self, kind: Kind, body: bytes) -> None:
-        """Queue one message. Jupyter kinds take packed parts."""
-        (self._bulk if kind in _BULK else self._urgent).extend(encode(kind, body))
+    @property
+    def full(self) -> bool:
+        """True while the host lags behind: add no output."""
+        return self._outgoing.bytes > MAX_QUEUED
+
+    def send(self, kind: Kind, parts: Sequence[bytes | memoryview]) -> None:
+        """Queue one Jupyter message."""
+        self._outgoing.add(encode_parts(kind, parts), kind not in _BULK)
 
     def send_json(self, kind: Kind, fields: dict[str, Any]) -> None:
         """Queue one JSON message."""
         assert kind not in JUPYTER_KINDS
-        (self._bulk if kind in _BULK else self._urgent).append(encode_json(kind, fields))
+        self._outgoing.add([[encode_json(kind, fields)]], kind not in _BULK)
 
     def flush(self) -> None:
         """Write what the descriptor takes now. Raises EOFError if the host has gone."""
-        while self.wants_write:
-            if not self._sending:
-                self._sending = memoryview((self._urgent or self._bulk).popleft())
-            try:
-                written = os.write(self.fd, self._sending)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                raise EOFError(str(error)) from None
-            self._sending = self._sending[written:]
+        try:
+            self._outgoing.write(self.fd)
+        except OSError as error:
+            raise EOFError(str(error)) from None
 
     def receive(self) -> Iterator[tuple[Kind, bytes]]:
         """The messages that have arrived. Raises EOFError if the host has gone, FrameError on a violation."""

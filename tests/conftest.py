@@ -28,7 +28,10 @@ c.PoolConfig.min_warm = 2
 c.PoolConfig.max_vms = 12
 c.PoolConfig.acquire_timeout_s = 60.0
 c.PoolConfig.idle_exit_s = 0
-c.PoolConfig.profiles = {"small": {"memory_mib": 256, "min_warm": 0, "max_vms": 2}}
+c.PoolConfig.profiles = {
+    "small": {"memory_mib": 256, "min_warm": 0, "max_vms": 2},
+    "roomy": {"memory_mib": 768, "min_warm": 0, "max_vms": 2},
+}
 """
 
 StartKernel = Callable[..., AbstractAsyncContextManager[tuple[AsyncKernelManager, AsyncKernelClient]]]

@@ -64,6 +64,12 @@ class PoolConfig(Configurable):
     idle_exit_s = Float(900.0, min=0.0, help="The service ends after so many seconds without a lease; 0: never.").tag(
         config=True
     )
+    output_stall_s = Float(
+        30.0,
+        min=0.0,
+        help="A client that takes no output for so many seconds, while others wait for it, is cut off until it reads "
+        "again; what it misses is announced.",
+    ).tag(config=True)
     user = Unicode("vm-kernel", help="The user that the service becomes when it is started as root.").tag(config=True)
 
     def profile(self, name: str) -> Profile:

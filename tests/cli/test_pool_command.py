@@ -19,7 +19,7 @@ def test_start_status_stop(vm_home: Path) -> None:
     assert "acquire" in shown.stdout
     status = json.loads(vm_kernel("pool", "status", "--json").stdout)
     assert f"(pid {status['pid']}," in again.stdout
-    assert [profile["name"] for profile in status["profiles"]] == ["default", "small"]
+    assert [profile["name"] for profile in status["profiles"]] == ["default", "roomy", "small"]
     stopped = vm_kernel("pool", "stop")
     assert stopped.returncode == 0, stopped.stderr
     assert not qemus(vm_home)

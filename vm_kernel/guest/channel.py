@@ -7,10 +7,10 @@ clone, one step after the other with a deadline, is in ``vm_kernel.guest.handsha
 from __future__ import annotations
 
 import socket
-from collections import deque
 from typing import Any
 
-from guest_agent.frames import MAX_MESSAGE, Decoder, FrameError, Kind, encode, encode_json, pack_parts
+from guest_agent.frames import MAX_MESSAGE, Decoder, FrameError, Kind, encode_json, encode_parts
+from guest_agent.outgoing import Outgoing
 from vm_kernel.errors import GuestProtocolError
 
 #: what a guest may send; anything else ends the session
@@ -40,9 +40,7 @@ class FrameStream:
         sock.setblocking(False)
         self._sock = sock
         self._decoder = Decoder(FROM_GUEST, max_message)
-        self._urgent: deque[bytes] = deque()
-        self._bulk: deque[bytes] = deque()
-        self._sending = memoryview(b"")
+        self._outgoing = Outgoing()
         self.bytes_received = 0
         self.bytes_sent = 0
 
@@ -58,40 +56,33 @@ class FrameStream:
     @property
     def wants_write(self) -> bool:
         """True if bytes wait for the socket to become writable: poll for that, then call flush()."""
-        return bool(self._sending or self._urgent or self._bulk)
+        return self._outgoing.bytes > 0
 
     @property
     def queued_bytes(self) -> int:
         """Bytes accepted by send_* and not yet written."""
-        return len(self._sending) + sum(map(len, self._urgent)) + sum(map(len, self._bulk))
+        return self._outgoing.bytes
 
     def send_parts(self, kind: Kind, parts: list[bytes]) -> None:
         """Queue one Jupyter message and write what the socket takes now."""
-        queue = self._urgent if kind in _URGENT else self._bulk
-        queue.extend(encode(kind, pack_parts(parts)))
+        self._outgoing.add(encode_parts(kind, parts), kind in _URGENT)
         self.flush()
 
     def send_json(self, kind: Kind, fields: dict[str, Any]) -> None:
         """Queue one JSON message and write what the socket takes now."""
-        queue = self._urgent if kind in _URGENT else self._bulk
-        queue.append(encode_json(kind, fields))
+        self._outgoing.add([[encode_json(kind, fields)]], kind in _URGENT)
         self.flush()
 
     def flush(self) -> bool:
         """Write what the socket takes now. True when nothing is left. A dead peer is reported by receive()."""
-        while self.wants_write:
-            if not self._sending:
-                self._sending = memoryview((self._urgent or self._bulk).popleft())
-            try:
-                sent = self._sock.send(self._sending)
-            except (BlockingIOError, InterruptedError):
-                return False
-            except OSError:
-                self._drop_queue()
-                return True
-            self.bytes_sent += sent
-            self._sending = self._sending[sent:]
-        return True
+        before = self._outgoing.bytes
+        try:
+            done = self._outgoing.write(self._sock.fileno())
+        except OSError:
+            self._outgoing.clear()
+            return True
+        self.bytes_sent += before - self._outgoing.bytes
+        return done
 
     def receive(self) -> list[tuple[Kind, bytes]]:
         """The messages that have arrived, none if the socket has no data.
@@ -118,7 +109,7 @@ class FrameStream:
 
     def close(self) -> None:
         """Close the socket. The guest agent powers its VM off when it sees that."""
-        self._drop_queue()
+        self._outgoing.clear()
         self._sock.close()
 
     def _decode(self, data: bytes) -> list[tuple[Kind, bytes]]:
@@ -129,8 +120,3 @@ class FrameStream:
                 f"The guest broke the protocol: {error}. Its VM is not used any more.",
                 "Restart the kernel to get a fresh VM.",
             ) from None
-
-    def _drop_queue(self) -> None:
-        self._urgent.clear()
-        self._bulk.clear()
-        self._sending = memoryview(b"")

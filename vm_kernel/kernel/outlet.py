@@ -12,6 +12,7 @@ from typing import Any
 
 import zmq
 
+from vm_kernel.kernel.iopub import Iopub
 from vm_kernel.kernel.requests import Request, Requests
 from vm_kernel.kernel.sockets import Sockets
 from vm_kernel.kernel.wire import DELIMITER, GuestMessage, Signer, to_json
@@ -28,6 +29,10 @@ class Outlet:
         self._requests = requests
         self._session = os.urandom(16).hex()
         self._sent = 0
+        #: parent of what was published last: what is left out is announced there
+        self._last_parent = b"{}"
+        self.iopub = Iopub(sockets.iopub)
+        self.iopub.announce = self._announce
 
     def begin_anew(self) -> None:
         """Tell clients that the kernel behind us is another one now, and take a new session id.
@@ -71,7 +76,7 @@ class Outlet:
         """Greet a new subscriber (JEP 65)."""
         content = {"subscription": topic.decode(errors="replace")}
         frames = self._frames("iopub_welcome", b"{}", b"{}", to_json(content))
-        self._sockets.iopub.send_multipart([topic, *frames] if topic else frames)
+        self.iopub.send([topic, *frames] if topic else frames)
 
     # ---- messages of the guest
 
@@ -115,7 +120,12 @@ class Outlet:
         topic: bytes = b"",
     ) -> None:
         topic = topic or f"kernel.{self._session}.{msg_type}".encode()
-        self._sockets.iopub.send_multipart([topic, *self._frames(msg_type, parent, metadata, content, buffers)])
+        self._last_parent = parent
+        self.iopub.send([topic, *self._frames(msg_type, parent, metadata, content, buffers)])
+
+    def _announce(self, text: str) -> None:
+        content = {"name": "stderr", "text": f"\nvm-kernel: {text}\n"}
+        self._publish("stream", self._last_parent, b"{}", to_json(content))
 
     def _frames(
         self, msg_type: str, parent: bytes, metadata: bytes, content: bytes, buffers: list[bytes] | None = None

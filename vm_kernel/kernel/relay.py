@@ -23,7 +23,7 @@ from vm_kernel.kernel.guestside import GuestSide
 from vm_kernel.kernel.outlet import Outlet
 from vm_kernel.kernel.refusals import Refusals
 from vm_kernel.kernel.requests import Requests
-from vm_kernel.kernel.sockets import Sockets
+from vm_kernel.kernel.sockets import LINGER_MS, Sockets
 from vm_kernel.kernel.tenancy import Tenancy
 from vm_kernel.kernel.wire import Signer, WireError, parse_client
 
@@ -33,6 +33,8 @@ BURST = 100
 LAST_WORDS_S = 0.5
 #: bytes that wait for the guest; beyond, clients wait as well
 MAX_BACKLOG = 64 * 1024 * 1024
+#: messages on iopub that wait for clients; beyond, requests on shell wait as well
+MAX_QUEUED = 1000
 
 
 class Wakeup:
@@ -95,6 +97,7 @@ class Relay:
             if parent_fd in ready:
                 return 1
             self._turn(ready)
+            self._outlet.iopub.flush()
             if self._cause is not None and time.monotonic() >= self._deadline:
                 self._bury(self._cause)
                 return 1
@@ -103,6 +106,7 @@ class Relay:
     def close(self) -> None:
         """Give the VM back and let clients have what has been sent. The last thing that the process does."""
         self._tenancy.close()
+        self._outlet.iopub.finish(LINGER_MS / 1000)
         self._sockets.close()
 
     def _turn(self, ready: dict[Any, int]) -> None:
@@ -121,7 +125,7 @@ class Relay:
         self._client.advance()
 
     def _timeout_ms(self) -> int | None:
-        moments = [self._client.next_event_in_s()]
+        moments = [self._client.next_event_in_s(), self._outlet.iopub.next_try_in_s()]
         if self._cause is not None:
             moments.append(max(0.0, self._deadline - time.monotonic()))
         due = [moment for moment in moments if moment is not None]
@@ -131,12 +135,11 @@ class Relay:
         """Poll the guest's stream and the lease for what we can use now, and clients unless the guest lags behind."""
         wanted = {}
         stream = self._tenancy.stream
-        backlog = False
         if stream is not None and stream.fileno() >= 0:
-            reading = zmq.POLLIN if self._guest.ready_for_more else 0
+            room = self._guest.ready_for_more and self._outlet.iopub.has_room
+            reading = zmq.POLLIN if room else 0
             if events := reading | (zmq.POLLOUT if stream.wants_write else 0):
                 wanted[stream.fileno()] = events
-            backlog = stream.wants_write and stream.queued_bytes > MAX_BACKLOG
         if (fd := self._tenancy.lease_fd()) >= 0:
             wanted[fd] = zmq.POLLIN
         if wanted != self._polled:
@@ -145,7 +148,14 @@ class Relay:
             for fd, events in wanted.items():
                 self._poller.register(fd, events)
             self._polled = wanted
-        self._poller.register(self._sockets.shell, 0 if backlog else zmq.POLLIN)
+        self._poller.register(self._sockets.shell, 0 if self._lagging else zmq.POLLIN)
+
+    @property
+    def _lagging(self) -> bool:
+        """True while requests would only pile up: before the guest, or in answers that clients do not take."""
+        stream = self._tenancy.stream
+        backlog = 0 if stream is None else stream.queued_bytes
+        return backlog > MAX_BACKLOG or self._outlet.iopub.queued > MAX_QUEUED
 
     def _burst(self, sock: zmq.Socket[bytes], handle: Callable[[list[bytes]], None]) -> None:
         for _ in range(BURST):
@@ -154,6 +164,8 @@ class Relay:
             except zmq.Again:
                 return
             handle(frames)
+            if sock is self._sockets.shell and self._lagging:
+                return
 
     def _subscribed(self, frames: list[bytes]) -> None:
         if len(frames) == 1 and frames[0][:1] == b"\x01":
@@ -175,6 +187,8 @@ class Relay:
         if signal.SIGINT in signals:
             self._client.interrupt(None)
         self._client.look_for_vm()
+        if self._tenancy.vm is not None:
+            self._outlet.iopub.stall_s = self._tenancy.vm.output_stall_s
         self._guest.finish_evaluations()
 
     # ---- the end of the VM

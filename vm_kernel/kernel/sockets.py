@@ -11,6 +11,7 @@ import zmq
 
 from vm_kernel.errors import ConfigError
 from vm_kernel.kernel.connection import Connection, write
+from vm_kernel.kernel.iopub import QUEUED_MESSAGES
 
 #: how long, in milliseconds, messages that a client has not taken yet hold up the end of the process
 LINGER_MS = 1000
@@ -77,12 +78,15 @@ def _bound(
 ) -> zmq.Socket[bytes]:
     socket = context.socket(kind)
     socket.setsockopt(zmq.LINGER, LINGER_MS)
-    # without a limit nothing is lost; with one, ZeroMQ would drop silently what a slow client has not taken yet
-    socket.setsockopt(zmq.SNDHWM, 0)
     if kind == zmq.XPUB:
+        # a client's queue that is full refuses, instead of dropping silently; see ``iopub``
+        socket.setsockopt(zmq.SNDHWM, QUEUED_MESSAGES)
+        socket.setsockopt(zmq.XPUB_NODROP, 1)
         # tell us of every subscriber, not of every new topic: each is greeted
         socket.setsockopt(zmq.XPUB_VERBOSE, 1)
     else:
+        # with a limit ZeroMQ would drop silently the answers that a slow client has not taken yet
+        socket.setsockopt(zmq.SNDHWM, 0)
         # a client that reconnects under its identity takes over from its former connection
         socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
     try:

@@ -17,7 +17,6 @@ from vm_kernel.pool.protocol import VMFacts, encode
 from vm_kernel.pool.state import LeaseHolder, PooledVM
 
 if TYPE_CHECKING:
-    from vm_kernel.pool.factory import VMFactory
     from vm_kernel.pool.pool import ProfilePool
     from vm_kernel.pool.service import PoolService
 
@@ -40,7 +39,7 @@ async def serve_lease(service: PoolService, connection: socket.socket, request: 
     log = structlog.get_logger().bind(vm=vm.name, profile=profile, client_pid=pid)
     cause = "its client left before it had the VM"
     try:
-        _hand_over(connection, vm, service.factory)
+        _hand_over(connection, vm, service)
         seconds = time.perf_counter() - started
         service.acquire_times.add(seconds)
         service.leases += 1
@@ -91,18 +90,18 @@ async def _acquire(
             closed.cancel()
 
 
-def _hand_over(connection: socket.socket, vm: PooledVM, factory: VMFactory) -> None:
+def _hand_over(connection: socket.socket, vm: PooledVM, service: PoolService) -> None:
     """Send the facts and the descriptor; our own copy of it is closed. Raises OSError."""
     assert vm.stream is not None
     # a VM may have been warm for hours, and the host asleep meanwhile
     vm.stream.send(encode_json(Kind.CLOCK, {"time_ns": time.time_ns()}))
-    facts = _facts(vm, factory)._asdict()
+    facts = _facts(vm, service)._asdict()
     socket.send_fds(connection, [encode({"event": "lease", "vm": facts})], [vm.stream.fileno()])
     vm.stream.close()
     vm.stream = None
 
 
-def _facts(vm: PooledVM, factory: VMFactory) -> VMFacts:
+def _facts(vm: PooledVM, service: PoolService) -> VMFacts:
     source = vm.source
     assert source is not None
     spec = source.golden.spec
@@ -117,9 +116,10 @@ def _facts(vm: PooledVM, factory: VMFactory) -> VMFacts:
         image_digest=source.image.digest,
         golden_key=source.golden.key,
         created_at=vm.created_at.isoformat(),
-        qemu_version=factory.qemu_version,
-        libvirt_version=factory.libvirt_version,
+        qemu_version=service.factory.qemu_version,
+        libvirt_version=service.factory.libvirt_version,
         warm_ms=vm.warm_ms,
+        output_stall_s=service.config.output_stall_s,
     )
 
 

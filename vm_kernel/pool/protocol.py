@@ -45,6 +45,8 @@ class VMFacts(NamedTuple):
     libvirt_version: str
     warm_ms: float
     acquire_ms: float = 0.0
+    #: PoolConfig.output_stall_s, for the kernel process, which reads no configuration
+    output_stall_s: float = 30.0
 
 
 def encode(event: dict[str, Any]) -> bytes:
