@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from jupyter_client.session import Session
 
+from vm_kernel.guest.messages import DELIMITER, WireError, json_object, parse_guest
 from vm_kernel.kernel import wire
 from vm_kernel.kernel.requests import MAX_FINISHED, MAX_OPEN, Request, Requests
-from vm_kernel.kernel.wire import DELIMITER, Message, Signer, WireError, json_object, parse_client, parse_guest
+from vm_kernel.kernel.wire import Message, Signer, parse_client
 
 
 def parts(header: Any = None, content: Any = None) -> list[bytes]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from guest_agent.frames import JUPYTER_KINDS, FrameError, Kind, decode_json, unpack_parts
 from vm_kernel.errors import GuestProtocolError
 from vm_kernel.guest.ends import python_ended
+from vm_kernel.guest.messages import GuestMessage, WireError, parse_guest
 from vm_kernel.kernel.answers import abort, fail, show_output
 from vm_kernel.kernel.background import Background
 from vm_kernel.kernel.hostcells import HostCell, HostMagic, Markers
@@ -17,7 +18,7 @@ from vm_kernel.kernel.outlet import Outlet
 from vm_kernel.kernel.refusals import Refusals
 from vm_kernel.kernel.requests import Request, Requests
 from vm_kernel.kernel.tenancy import Tenancy
-from vm_kernel.kernel.wire import FROM_GUEST_IOPUB, GuestMessage, WireError, parse_guest
+from vm_kernel.kernel.wire import FROM_GUEST_IOPUB
 
 if TYPE_CHECKING:
     from vm_kernel.guest.channel import FrameStream

@@ -13,8 +13,9 @@ import os
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
+from vm_kernel.guest.messages import GuestMessage
 from vm_kernel.kernel.requests import Request
-from vm_kernel.kernel.wire import GuestMessage, to_json
+from vm_kernel.kernel.wire import to_json
 
 HOST_MAGICS = ("pool_status", "vm_info")
 #: markers that are remembered after their turn: threads of the guest may still print with one as their parent

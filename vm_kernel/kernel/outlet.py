@@ -12,10 +12,11 @@ from typing import Any
 
 import zmq
 
+from vm_kernel.guest.messages import DELIMITER, GuestMessage
 from vm_kernel.kernel.iopub import Iopub
 from vm_kernel.kernel.requests import Request, Requests
 from vm_kernel.kernel.sockets import Sockets
-from vm_kernel.kernel.wire import DELIMITER, GuestMessage, Signer, to_json
+from vm_kernel.kernel.wire import Signer, to_json
 
 PROTOCOL_VERSION = "5.4"
 

@@ -17,6 +17,7 @@ from typing import Any
 import zmq
 
 from vm_kernel.errors import GuestProtocolError, VMDied, VMKernelError
+from vm_kernel.guest.messages import WireError
 from vm_kernel.kernel.answers import refuse
 from vm_kernel.kernel.clientside import ClientSide
 from vm_kernel.kernel.guestside import GuestSide
@@ -25,7 +26,7 @@ from vm_kernel.kernel.refusals import Refusals
 from vm_kernel.kernel.requests import Requests
 from vm_kernel.kernel.sockets import LINGER_MS, Sockets
 from vm_kernel.kernel.tenancy import Tenancy
-from vm_kernel.kernel.wire import Signer, WireError, parse_client
+from vm_kernel.kernel.wire import Signer, parse_client
 
 #: messages taken from one socket before the others get their turn
 BURST = 100

@@ -15,7 +15,7 @@ from guest_agent.frames import JUPYTER_KINDS, FrameError, Kind, decode_json, unp
 from vm_kernel.errors import GuestProtocolError, SandboxClosed, VMDied, VMKernelError
 from vm_kernel.guest.asyncio_stream import VsockProtocol
 from vm_kernel.guest.ends import python_ended
-from vm_kernel.kernel.wire import GuestMessage, WireError, parse_guest
+from vm_kernel.guest.messages import GuestMessage, WireError, parse_guest
 from vm_kernel.pool.client import Lease
 from vm_kernel.pool.protocol import VMFacts
 from vm_kernel.sandbox import lease as leases
