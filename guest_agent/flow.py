@@ -13,20 +13,17 @@ from typing import Any
 MAX_MESSAGES = 200
 #: characters of one message on stdout or stderr: host and guest count messages, so none should be large
 CHUNK = 256 * 1024
-#: bytes of a part of a message that is better not copied
-LARGE = 1024 * 1024
 #: characters that IPython keeps of what one cell prints, for %notebook; it knows no bound
 MAX_RECORD = 1024 * 1024
 
 
 def install() -> None:
     """Make this process's output wait instead of growing."""
-    from ipykernel.iostream import IOPubThread, OutStream
+    from ipykernel.iostream import OutStream
     from ipykernel.kernelapp import IPKernelApp
     from IPython.core import interactiveshell
 
     _limit_socket(IPKernelApp)
-    _spare_copies(IOPubThread)
     _limit_stream(OutStream)
     _limit_record(interactiveshell)
 
@@ -44,23 +41,6 @@ def _limit_socket(app_type: Any) -> None:
         return bind(self, socket, port)
 
     app_type._bind_socket = limited_bind
-
-
-def _spare_copies(thread_type: Any) -> None:
-    """A large message is copied once less on its way out: a VM has little memory. Only what cannot change meanwhile."""
-    send = thread_type._really_send
-
-    def sparing_send(self: Any, message: Any, *arguments: Any, **options: Any) -> None:
-        large = [part for part in message if len(part) >= LARGE]
-        if large and all(_is_constant(part) for part in large):
-            options["copy"] = False
-        send(self, message, *arguments, **options)
-
-    thread_type._really_send = sparing_send
-
-
-def _is_constant(part: Any) -> bool:
-    return isinstance(part.obj if isinstance(part, memoryview) else part, bytes)
 
 
 def _limit_stream(stream_type: Any) -> None:

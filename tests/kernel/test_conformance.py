@@ -58,9 +58,7 @@ class Conformance(jupyter_kernel_test.KernelTests):
 
     @classmethod
     def setUpClass(cls) -> None:
-        cls.km = KernelManager(kernel_name=cls.kernel_name, **cls.connection)
-        cls.km.start_kernel()
-        cls.kc = cls.km.client()
+        _start(cls)
         cls.kc.start_channels()
         cls.kc.wait_for_ready(timeout=PATIENCE_S)
         _be_patient(cls.kc)
@@ -84,6 +82,13 @@ class Conformance(jupyter_kernel_test.KernelTests):
             assert {session for session, _, _ in history} == {0}
             reply["content"]["history"] = [[asked["session"], *rest] for _, *rest in history]
         return reply
+
+
+def _start(case: Any) -> None:
+    """A kernel and a client for a test class that says how they are connected."""
+    case.km = KernelManager(kernel_name=case.kernel_name, **case.connection)
+    case.km.start_kernel()
+    case.kc = case.km.client()
 
 
 def _be_patient(client: BlockingKernelClient) -> None:
@@ -117,9 +122,7 @@ class TestWelcome(jupyter_kernel_test.IopubWelcomeTests):
 
     @classmethod
     def setUpClass(cls) -> None:
-        cls.km = KernelManager(kernel_name=cls.kernel_name, **cls.connection)
-        cls.km.start_kernel()
-        cls.kc = cls.km.client()
+        _start(cls)
 
 
 class TestWelcomeOverUnixSockets(TestWelcome):
