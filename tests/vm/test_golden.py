@@ -50,6 +50,40 @@ def test_a_snapshot_is_built_once_and_then_loaded(place: Place, tiny: VMSpec) ->
     in_child(body)
 
 
+def test_a_snapshot_built_anew_has_another_build_id_and_replaces_the_old_one(place: Place, tiny: VMSpec) -> None:
+    def body() -> None:
+        with place.hypervisor() as hv:
+            old = load_or_build(hv, tiny, place.golden, silent)
+            new = load_or_build(hv, tiny, place.golden, silent, anew=True)
+            assert (new.built, new.key) == (True, old.key)
+            assert new.build_id != old.build_id
+            assert old.created_at < new.created_at
+            assert [entry.name for entry in place.golden.iterdir()] == [new.key]
+            clone(hv, old, "vm-old").destroy()
+            old.close()
+            loaded = load_or_build(hv, tiny, place.golden, silent)
+            assert (loaded.build_id, loaded.created_at) == (new.build_id, new.created_at)
+            loaded.close()
+            new.close()
+
+    in_child(body)
+
+
+def test_a_snapshot_that_somebody_holds_is_closed_when_it_is_released(place: Place, tiny: VMSpec) -> None:
+    def body() -> None:
+        with place.hypervisor() as hv:
+            golden = load_or_build(hv, tiny, place.golden, silent)
+            golden.hold()
+            golden.close()
+            clone(hv, golden, "vm-held").destroy()
+            golden.release()
+            assert golden.memfd == -1
+            with pytest.raises(GoldenError, match="given up"):
+                golden.hold()
+
+    in_child(body)
+
+
 def test_nobody_can_write_to_the_memory_of_a_snapshot(place: Place, tiny: VMSpec) -> None:
     def body() -> None:
         with place.hypervisor() as hv:

@@ -12,9 +12,11 @@ import json
 import math
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -45,26 +47,55 @@ class GoldenSnapshot:
     """A snapshot that clones can be made from. The pool keeps one for each profile, and closes it at the end.
 
     key: hash of everything that the state depends on. folder: where its files are (``<given folder>/<key>``).
+    build_id: names this very RAM image: a rotation gives a key a new one. created_at: when its template was saved.
     memfd: the sealed RAM image. state: device state. built: whether it was built just now, not loaded.
     """
 
-    def __init__(self, key: str, spec: VMSpec, folder: Path, memfd: int, state: bytes, built: bool) -> None:
+    def __init__(
+        self, key: str, spec: VMSpec, folder: Path, memfd: int, state: bytes, manifest: dict[str, Any], built: bool
+    ) -> None:
         self.key = key
+        self.build_id = str(manifest["ram_sha256"])[:16]
+        self.created_at = datetime.fromtimestamp(float(manifest["created_at"]), UTC)
         self.spec = spec
         self.folder = folder
         self.memfd = memfd
         self.state = state
         self.built = built
+        self._guard = threading.Lock()
+        self._users = 0
+        self._given_up = False
 
     @property
     def ram_path(self) -> Path:
         """What QEMU opens to map the RAM image: it runs as our user, so it may."""
         return Path(f"/proc/{os.getpid()}/fd/{self.memfd}")
 
+    def hold(self) -> None:
+        """Keep the RAM image until release(), even if it is closed meanwhile: for a clone in the making, a checkpoint.
+
+        Raises GoldenError if it is gone already. Callable from any thread.
+        """
+        with self._guard:
+            if self.memfd < 0:
+                raise GoldenError("The golden snapshot has been given up.")
+            self._users += 1
+
+    def release(self) -> None:
+        """End what hold() began."""
+        with self._guard:
+            self._users -= 1
+            self._let_go()
+
     def close(self) -> None:
-        """Give the RAM image back; not while a clone is being made. Running clones keep theirs. Idempotent."""
-        memfd, self.memfd = self.memfd, -1
-        if memfd >= 0:
+        """Give the RAM image back, as soon as nobody holds it. Running clones have their own mapping. Idempotent."""
+        with self._guard:
+            self._given_up = True
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self._given_up and not self._users and self.memfd >= 0:
+            memfd, self.memfd = self.memfd, -1
             os.close(memfd)
 
 
@@ -84,22 +115,25 @@ def golden_key(spec: VMSpec, facts: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def load_or_build(hv: Hypervisor, spec: VMSpec, folder: Path, progress: Progress) -> GoldenSnapshot:
+def load_or_build(
+    hv: Hypervisor, spec: VMSpec, folder: Path, progress: Progress, *, anew: bool = False
+) -> GoldenSnapshot:
     """The snapshot of ``spec``: loaded from ``folder`` (checked), or built anew if missing, stale or damaged.
 
+    anew: build it whatever is there, and replace that when it is done (a rotation; the old files stay if it fails).
     Building boots a template VM (some 10 to 40 s under emulation). Raises GoldenError, or HostError if disk or memory
     are full; nothing half-made is left. Called by the pool when a profile is first wanted; two calls for the same
     spec must not run at once.
     """
     key = golden_key(spec, hv.facts())
     with _clear_disk_errors(folder):
-        if (folder / key).exists():
+        if not anew and (folder / key).exists():
             progress("loading the golden snapshot", 0.0)
             try:
                 return _load(key, spec, folder / key)
             except GoldenError:
                 shutil.rmtree(folder / key)
-        return _build(hv, key, spec, folder, progress)
+        return _build(hv, key, spec, folder, progress, replace=anew)
 
 
 def prune(folder: Path, keep: set[str]) -> list[str]:
@@ -131,15 +165,17 @@ def _load(key: str, spec: VMSpec, folder: Path) -> GoldenSnapshot:
             if ram_file.load(folder / "ram", memfd) != manifest["ram_sha256"]:
                 raise GoldenError("its RAM image is damaged")
             ram_file.seal(memfd)
+            return GoldenSnapshot(key, spec, folder, memfd, state, manifest, built=False)
         except BaseException:
             os.close(memfd)
             raise
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise GoldenError(f"it is incomplete: {error}") from error
-    return GoldenSnapshot(key, spec, folder, memfd, state, built=False)
 
 
-def _build(hv: Hypervisor, key: str, spec: VMSpec, folder: Path, progress: Progress) -> GoldenSnapshot:
+def _build(
+    hv: Hypervisor, key: str, spec: VMSpec, folder: Path, progress: Progress, *, replace: bool
+) -> GoldenSnapshot:
     _check_memory(spec)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     draft = folder / f".{key}-{os.getpid()}"
@@ -158,23 +194,27 @@ def _build(hv: Hypervisor, key: str, spec: VMSpec, folder: Path, progress: Progr
             "created_at": time.time(),
         }
         (draft / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        _keep(draft, folder / key)
+        _keep(draft, folder / key, replace=replace)
     except BaseException:
         os.close(memfd)
         shutil.rmtree(draft, ignore_errors=True)
         raise
     progress("the golden snapshot is ready", 1.0)
-    return GoldenSnapshot(key, spec, folder / key, memfd, state, built=True)
+    return GoldenSnapshot(key, spec, folder / key, memfd, state, manifest, built=True)
 
 
-def _keep(draft: Path, target: Path) -> None:
+def _keep(draft: Path, target: Path, *, replace: bool) -> None:
     """Give a finished snapshot its name. Another service of the same folder may have been quicker: theirs stays."""
+    old = draft.with_name(f".{target.name}-old-{os.getpid()}")
+    if replace and target.exists():
+        target.rename(old)
     try:
         draft.rename(target)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
         shutil.rmtree(draft)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _run_template(hv: Hypervisor, key: str, spec: VMSpec, memfd: int, progress: Progress) -> bytes:
