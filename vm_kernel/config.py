@@ -70,6 +70,13 @@ class PoolConfig(Configurable):
         help="A client that takes no output for so many seconds, while others wait for it, is cut off until it reads "
         "again; what it misses is announced.",
     ).tag(config=True)
+    metrics_port = Int(
+        0,
+        min=0,
+        max=65535,
+        help="Port of 127.0.0.1 on which Prometheus finds http://127.0.0.1:PORT/metrics; every user of this host can "
+        "read it. 0: none; the pool's socket has the same.",
+    ).tag(config=True)
     user = Unicode("vm-kernel", help="The user that the service becomes when it is started as root.").tag(config=True)
 
     def profile(self, name: str) -> Profile:

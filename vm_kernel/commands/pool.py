@@ -1,4 +1,4 @@
-"""``vm-kernel pool start|stop|status``: talk to the pool service through its client."""
+"""``vm-kernel pool start|stop|status|metrics``: talk to the pool service through its client."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     shower = actions.add_parser("status", help="what the service is doing")
     shower.add_argument("--json", action="store_true", help="for programs")
     shower.set_defaults(run=status)
+    meter = actions.add_parser("metrics", help="the service's metrics, as Prometheus gets them")
+    meter.set_defaults(run=metrics)
 
 
 def start(args: argparse.Namespace) -> int:
@@ -77,6 +79,18 @@ def status(args: argparse.Namespace) -> int:
     return 0
 
 
+def metrics(args: argparse.Namespace) -> int:
+    """Print the service's metrics. Raises PoolUnavailable if it is not running."""
+    from vm_kernel.pool.client import PoolConnection
+
+    connection = PoolConnection.open(start_service=False)
+    try:
+        print(connection.metrics(), end="")
+    finally:
+        connection.close()
+    return 0
+
+
 def _summary(facts: dict[str, Any]) -> RenderableType:
     from rich.table import Table
 
@@ -88,8 +102,8 @@ def _summary(facts: dict[str, Any]) -> RenderableType:
         ("transport", _choice(facts["transport"])),
         ("QEMU, libvirt", f"{facts['qemu_version']}, {facts['libvirt_version']} at {facts['libvirt_uri']}"),
         ("host memory", f"{facts['host_memory_available_mib']} MiB available"),
-        ("acquire", f"p50 {_ms(acquire['p50'])}, p95 {_ms(acquire['p95'])} of {acquire['count']}"),
-        ("clone", f"p50 {_ms(clone['p50'])}, p95 {_ms(clone['p95'])} of {clone['count']}"),
+        ("acquire", _durations(acquire)),
+        ("clone", _durations(clone)),
         ("so far", f"{totals['leases']} leases, {totals['clones']} clones, {totals['failures']} failures"),
     ):
         table.add_row(name, value)
@@ -131,6 +145,10 @@ def _vms(facts: dict[str, Any]) -> RenderableType:
 
 def _choice(choice: dict[str, str] | None) -> str:
     return f"{choice['kind']}: {choice['reason']}" if choice else "not decided yet"
+
+
+def _durations(found: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {_ms(found.get(name))}" for name in ("p50", "p95", "p99")) + f" of {found['count']}"
 
 
 def _ms(value: float | None) -> str:

@@ -86,6 +86,11 @@ class PoolConnection:
         self._sock.sendall(encode({"op": "status"}))
         return self._event(timeout_s)
 
+    def metrics(self, timeout_s: float = 10.0) -> str:
+        """What Prometheus would get."""
+        self._sock.sendall(encode({"op": "metrics"}))
+        return str(self._event(timeout_s).get("text"))
+
     def stop(self, timeout_s: float = 60.0) -> None:
         """End every lease and VM and the service itself; returns when nothing is left running."""
         self._sock.sendall(encode({"op": "stop"}))

@@ -51,6 +51,7 @@ class ProfilePool:
         self.detail = "not used yet"
         self.vms: set[PooledVM] = set()
         self.clone_times = Durations()
+        self.restore_times = Durations()
         self.failures = 0
         self._factory = factory
         self._executor = executor
@@ -188,6 +189,7 @@ class ProfilePool:
             return
         vm.machine, vm.stream, vm.warm_ms = warm.machine, warm.stream, round(1000 * warm.warm_s, 1)
         self.clone_times.add(warm.warm_s)
+        self.restore_times.add(warm.machine.timings["restore"] / 1000)
         self._failures_in_a_row, self.error, self.detail = 0, None, ""
         vm.go(VMState.WARM)
         watch.start(vm, self.vm_ended)

@@ -4,6 +4,7 @@ A client sends one request::
 
     {"op": "acquire", "profile": "default", "kernel_id": "…"}      a lease; the connection is the lease
     {"op": "status"}                                                one answer
+    {"op": "metrics"}                                               one answer; GET /metrics HTTP/1.1 has one, too
     {"op": "stop"}                                                  one answer, when all VMs have gone
 
 The service answers with events, each ``{"event": …}``:
@@ -11,7 +12,7 @@ The service answers with events, each ``{"event": …}``:
     waiting   why the lease is not there yet, to show to a person; any number of them
     lease     the VM's facts, with the descriptor of the guest stream (SCM_RIGHTS); acquire only
     vm_gone   the leased VM has ended, and why
-    status, stopped
+    status, metrics, stopped
     error     an error of vm_kernel.errors by class name, message and hint; the last event of a connection
 """
 

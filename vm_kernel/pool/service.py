@@ -19,9 +19,11 @@ import structlog
 from vm_kernel import __version__, paths
 from vm_kernel.config import PoolConfig
 from vm_kernel.errors import PoolRequestError, VMKernelError
+from vm_kernel.pool import http
 from vm_kernel.pool.factory import VMFactory
 from vm_kernel.pool.lease import serve_lease
 from vm_kernel.pool.metrics import Durations
+from vm_kernel.pool.observer import Observer
 from vm_kernel.pool.pool import ProfilePool
 from vm_kernel.pool.protocol import MAX_REQUEST, decode, encode, error_event
 from vm_kernel.pool.status import status_of
@@ -42,6 +44,7 @@ class PoolService:
         self.leases = 0
         self.started_at = datetime.now(UTC)
         self.pools: dict[str, ProfilePool] = {}
+        self.observer = Observer(self)
         self._allowed_uids = allowed_uids
         self._executor = ThreadPoolExecutor(max_workers=2 * max(4, os.cpu_count() or 1), thread_name_prefix="vm")
         self._stopping = asyncio.Event()
@@ -60,6 +63,7 @@ class PoolService:
             leftovers = await loop.run_in_executor(self._executor, self.factory.open)
             if leftovers:
                 self._log.warning("leftovers_destroyed", vms=leftovers)
+            await self.observer.start()
             on_listening()
             self.pool("default").start()
             accepting = asyncio.create_task(self._accept(listener))
@@ -107,6 +111,7 @@ class PoolService:
                 await self._answer(connection, request, pid)
         except VMKernelError as error:
             self._log.info("request_refused", error=type(error).__name__, message=error.message)
+            self.observer.refused(error)
             await _refuse(connection, error)
         except (OSError, asyncio.CancelledError):
             pass
@@ -123,6 +128,11 @@ class PoolService:
             case "status":
                 status = await status_of(self)
                 await loop.sock_sendall(connection, encode({"event": "status", **status}))
+            case "metrics":
+                text = self.observer.metrics.text()
+                await loop.sock_sendall(connection, encode({"event": "metrics", "text": text}))
+            case "http":
+                await http.answer(connection, request, self.observer.metrics.text)
             case "stop":
                 self._log.info("stop_requested", pid=pid)
                 gone = loop.create_future()
@@ -161,6 +171,7 @@ class PoolService:
         """New clients find no socket; VMs go; then the connections are closed."""
         paths.pool_socket().unlink(missing_ok=True)
         listener.close()
+        self.observer.close()
         await asyncio.gather(*(pool.close() for pool in self.pools.values()))
         await asyncio.get_running_loop().run_in_executor(self._executor, self.factory.close)
         for facts in paths.run_dir().glob("profile-*"):
@@ -218,4 +229,4 @@ async def _request(connection: socket.socket) -> dict[str, Any] | None:
                     raise PoolRequestError(f"A request of more than {MAX_REQUEST} bytes.", "See pool/protocol.py.")
     except TimeoutError:
         raise PoolRequestError(f"No request within {REQUEST_TIMEOUT_S:g} s.", "Connect when there is one.") from None
-    return decode(received)
+    return http.as_request(received) or decode(received)

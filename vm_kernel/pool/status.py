@@ -35,7 +35,8 @@ async def status_of(service: PoolService) -> dict[str, Any]:
         "qemu_version": service.factory.qemu_version,
         "libvirt_version": service.factory.libvirt_version,
         "libvirt_uri": service.config.libvirt_uri or "qemu:///embed",
-        "host_memory_available_mib": _memory_available_mib(),
+        "host_memory_available_mib": memory_available_mib(),
+        "metrics_port": _metrics_port(service),
         "acquire_ms": service.acquire_times.summary(),
         "clone_ms": _clone_summary(pools),
         "totals": {
@@ -98,7 +99,13 @@ def _vm(vm: PooledVM, memory_mib: float | None) -> dict[str, Any]:
     }
 
 
-def _memory_available_mib() -> int:
+def _metrics_port(service: PoolService) -> dict[str, Any] | None:
+    port = service.observer.port
+    return {"port": port.port, "error": port.error} if port is not None else None
+
+
+def memory_available_mib() -> int:
+    """Memory that the host could still give to programs, in MiB; 0 if it does not say."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) // 1024
