@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from traitlets import Dict, Enum, Float, HasTraits, Int, TraitError, Unicode
+from traitlets import Bool, Dict, Enum, Float, HasTraits, Int, TraitError, Unicode
 from traitlets.config import Config, Configurable
 from traitlets.config.loader import ConfigFileNotFound, PyFileConfigLoader
 
@@ -76,6 +76,26 @@ class PoolConfig(Configurable):
         max=65535,
         help="Port of 127.0.0.1 on which Prometheus finds http://127.0.0.1:PORT/metrics; every user of this host can "
         "read it. 0: none; the pool's socket has the same.",
+    ).tag(config=True)
+    audit_log = Bool(
+        True, help="Write log/audit.log: who had which VM, and what ran in it, as digests; one JSON object a line."
+    ).tag(config=True)
+    audit_code = Bool(False, help="The audit log has the code of every cell, not only its digest.").tag(config=True)
+    audit_max_mib = Float(16.0, min=0.001, max=65536.0, help="Size, in MiB, at which the audit log is begun anew.").tag(
+        config=True
+    )
+    audit_files = Int(8, min=0, max=1000, help="Older audit logs that are kept.").tag(config=True)
+    flag_window_s = Float(
+        300.0, min=2.0, max=86400.0, help="The last so many seconds, in which a session's CPU time is added up."
+    ).tag(config=True)
+    flag_cpu_s = Float(
+        240.0, min=0.0, help="A session that takes so many seconds of CPU within flag_window_s is flagged; 0: none is."
+    ).tag(config=True)
+    flag_memory_share = Float(
+        0.9, min=0.0, help="A session is flagged when its VM has this share of its memory for itself; 0: none is."
+    ).tag(config=True)
+    flag_output_mib_per_min = Float(
+        100.0, min=0.0, help="A session that puts out so many MiB within a minute is flagged; 0: none is."
     ).tag(config=True)
     user = Unicode("vm-kernel", help="The user that the service becomes when it is started as root.").tag(config=True)
 

@@ -42,6 +42,11 @@ def log_file() -> Path:
     return home() / "log" / "pool.log"
 
 
+def audit_log() -> Path:
+    """The pool service's audit log (JSON lines); older ones are beside it."""
+    return home() / "log" / "audit.log"
+
+
 def run_dir() -> Path:
     """Sockets, locks and libvirt's root. A function of home(), short enough for socket names; may not exist yet."""
     candidate = home() / "run"

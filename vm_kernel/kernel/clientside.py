@@ -180,7 +180,7 @@ class ClientSide:
         if magic is not None:
             self._guest.send_marker(request, magic)
             return
-        self._guest.send(request.channel, request.identities, request.parts)
+        self._guest.send_request(request)
         request.let_go()
 
     def _shutdown(self, request: Request) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from guest_agent.frames import JUPYTER_KINDS, FrameError, Kind, decode_json, unpack_parts
 from vm_kernel.errors import GuestProtocolError
 from vm_kernel.guest.ends import python_ended
+from vm_kernel.guest.ledger import Ledger
 from vm_kernel.guest.messages import GuestMessage, WireError, parse_guest
 from vm_kernel.kernel.answers import abort, fail, show_output
 from vm_kernel.kernel.background import Background
@@ -51,6 +52,7 @@ class GuestSide:
         self._interrupts: dict[int, PendingInterrupt] = {}
         self._sequence = 0
         self._refusals = Refusals("guest")
+        self._ledger = Ledger(tenancy.note)
 
     # ---- to the guest
 
@@ -60,6 +62,14 @@ class GuestSide:
         named = len(identities) == 1 and identities[0][:1] != b"\0"
         identity = identities[0] if named else _NO_IDENTITY
         self._tenancy.stream.send_parts(_CHANNEL_KINDS[channel], [identity, *parts])
+
+    def send_request(self, request: Request) -> None:
+        """Hand a client's request to the guest."""
+        if request.is_execute:
+            vm = self._tenancy.vm
+            self._ledger.keep_code = vm is not None and vm.audit_code
+            self._ledger.sent(request.msg_id, request.content.get("code"))
+        self.send(request.channel, request.identities, request.parts)
 
     def send_marker(self, request: Request, magic: HostMagic) -> None:
         """Hand the guest a marker in the place of a host cell."""
@@ -95,6 +105,7 @@ class GuestSide:
         """The VM has ended or been given back: nothing that it has said or was asked counts any more."""
         for pending in self._interrupts.values():
             self._confirm(pending)
+        self._ledger.vm_ended()
         self._received.clear()
         self._evaluations.clear()
         self._interrupts.clear()
@@ -162,6 +173,7 @@ class GuestSide:
             if state not in ("busy", "idle") or (parent is not None and parent.idle):
                 raise WireError("a status that is out of place")
         self._outlet.relay_iopub(message, parent)
+        self._ledger.published(message)
 
     def _answered(self, kind: Kind, message: GuestMessage, request: Request | None) -> None:
         if request is None or request.replied or not request.wants_reply:
@@ -170,6 +182,7 @@ class GuestSide:
             self._outlet.relay_input_request(message, request)
         elif kind is _CHANNEL_KINDS[request.channel] and message.msg_type == request.reply_type:
             self._outlet.relay_reply(message, request)
+            self._ledger.replied(message)
         else:
             raise WireError(f"a {message.msg_type[:60]!r} to a {request.msg_type}")
 

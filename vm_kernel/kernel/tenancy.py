@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vm_kernel.errors import PoolUnavailable, VMDied, VMKernelError
 from vm_kernel.kernel.background import Background
@@ -85,6 +85,10 @@ class Tenancy:
             self._connection.close()
             self._connection = None
         return None
+
+    def note(self, event: str, fields: dict[str, Any]) -> bool:
+        """Tell the pool service what was done with the VM. Never blocks; False: it could not be told."""
+        return self._connection is not None and self._connection.note(event, fields)
 
     def renew(self) -> None:
         """Give the VM back and ask for another."""

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from vm_kernel import paths
 from vm_kernel.errors import PoolError, PoolUnavailable
-from vm_kernel.pool.protocol import MAX_LINE, VMFacts, decode, encode, error_of
+from vm_kernel.pool.protocol import MAX_LINE, MAX_NOTE, VMFacts, decode, encode, error_of
 
 _LOG_HINT = "Its log is {log}. `vm-kernel doctor` checks what a VM needs."
 
@@ -95,6 +95,23 @@ class PoolConnection:
         """End every lease and VM and the service itself; returns when nothing is left running."""
         self._sock.sendall(encode({"op": "stop"}))
         self._event(timeout_s)
+
+    def note(self, event: str, fields: dict[str, Any]) -> bool:
+        """Tell the service something about the session of this lease, see ``pool/notes.py``; there is no answer.
+
+        Never blocks and never raises. False: the service has too much to read, or has ended; nothing was sent then.
+        """
+        line = encode({"op": "note", "event": event, **fields})
+        if len(line) > MAX_NOTE:
+            fields = {name: value for name, value in fields.items() if name != "code"}
+            line = encode({"op": "note", "event": event, **fields})
+        try:
+            # Not socket.send(), which waits for room in a socket with a timeout. And a unix socket that is writable
+            # takes so few bytes at once and as a whole: they get into nobody else's line.
+            ready = select.select([], [self._sock], [], 0)[1]
+            return bool(ready) and os.write(self._sock.fileno(), line) == len(line)
+        except (OSError, ValueError):
+            return False
 
     def fileno(self) -> int:
         """The socket's descriptor: readable when the VM has gone (read_event) or the service has."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ import structlog
 
 from guest_agent.frames import Kind, encode_json
 from vm_kernel.errors import PoolRequestError
-from vm_kernel.pool.protocol import VMFacts, encode
+from vm_kernel.pool.protocol import MAX_REQUEST, VMFacts, decode, encode
 from vm_kernel.pool.state import LeaseHolder, PooledVM
 
 if TYPE_CHECKING:
@@ -31,7 +32,13 @@ async def serve_lease(service: PoolService, connection: socket.socket, request: 
     if not isinstance(profile, str) or not isinstance(kernel_id, str):
         raise PoolRequestError("profile and kernel_id must be strings.", "See vm_kernel/pool/protocol.py.")
     pool = service.pool(profile)
-    closed = asyncio.ensure_future(_closed(connection))
+    session = None
+
+    def heard(request: dict[str, Any]) -> None:
+        if session is not None and request.get("op") == "note":
+            service.observer.note(session, request)
+
+    closed = asyncio.ensure_future(_closed(connection, heard))
     holder = LeaseHolder(pid, kernel_id[:200], datetime.now(UTC))
     vm = await _acquire(pool, holder, connection, closed)
     if vm is None:
@@ -43,6 +50,7 @@ async def serve_lease(service: PoolService, connection: socket.socket, request: 
         seconds = time.perf_counter() - started
         service.acquire_times.add(seconds)
         service.leases += 1
+        session = service.observer.lease_begins(connection, vm, seconds)
         log.info("lease_begins", ms=round(1000 * seconds, 2), kernel_id=holder.kernel_id)
         await _first(closed, vm.ended)
         cause = "its lease ended"
@@ -57,6 +65,8 @@ async def serve_lease(service: PoolService, connection: socket.socket, request: 
     finally:
         closed.cancel()
         log.info("lease_ends", cause=cause)
+        if session is not None:
+            service.observer.lease_ends(session, cause)
         # the connection may end because the service stops: destroying must not be cancelled with it
         await asyncio.shield(asyncio.ensure_future(pool.release(vm, cause)))
 
@@ -120,6 +130,7 @@ def _facts(vm: PooledVM, service: PoolService) -> VMFacts:
         libvirt_version=service.factory.libvirt_version,
         warm_ms=vm.warm_ms,
         output_stall_s=service.config.output_stall_s,
+        audit_code=service.config.audit_code,
     )
 
 
@@ -127,9 +138,16 @@ async def _first(*futures: asyncio.Future[Any]) -> None:
     await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
 
 
-async def _closed(connection: socket.socket) -> None:
-    """Returns when the client closes its end. What it sends meanwhile has no meaning and is dropped."""
+async def _closed(connection: socket.socket, heard: Callable[[dict[str, Any]], None]) -> None:
+    """Returns when the client closes its end. Notes that it sends meanwhile are ``heard``, the rest is dropped."""
     loop = asyncio.get_running_loop()
+    received = bytearray()
     with suppress(OSError):
-        while await loop.sock_recv(connection, 4096):
-            pass
+        while data := await loop.sock_recv(connection, 65536):
+            received += data
+            while (end := received.find(b"\n")) >= 0:
+                with suppress(PoolRequestError):
+                    heard(decode(bytes(received[:end])))
+                del received[: end + 1]
+            if len(received) > MAX_REQUEST:
+                return

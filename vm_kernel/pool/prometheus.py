@@ -8,18 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from vm_kernel import __version__
-from vm_kernel.pool.metrics import Durations
+from vm_kernel.pool import health
+from vm_kernel.pool.metrics import BUCKETS_S, Durations
 from vm_kernel.pool.state import VMState
 from vm_kernel.pool.status import memory_available_mib
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
+    from vm_kernel.pool.observer import Observer
     from vm_kernel.pool.service import PoolService
 
 #: of what ``Metrics.text`` gives
@@ -31,13 +33,23 @@ _STATES = [state for state in VMState if state is not VMState.DEAD]
 class Metrics:
     """The counters of one pool service, and the text of all its metrics."""
 
-    def __init__(self, service: PoolService) -> None:
+    def __init__(self, service: PoolService, observer: Observer) -> None:
         self._registry = registry = CollectorRegistry()
-        self.refused = Counter(
-            "vm_kernel_refused_requests", "Requests that ended in an error, by its class.", ["error"], registry=registry
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"vm_kernel_{name}", text, labels, registry=registry)
+
+        self.refused = counter("refused_requests", "Requests that ended in an error, by its class.", "error")
+        self.executions = counter("executions", "Cells that have ended, by status.", "profile", "status")
+        self.execution_seconds = Histogram(
+            "vm_kernel_execution_seconds", "How long cells ran.", ["profile"], buckets=BUCKETS_S, registry=registry
         )
+        self.output_bytes = counter("output_bytes", "Output of cells, as the guest sent it.", "profile")
+        self.file_bytes = counter("file_bytes", "Files put into VMs and got from them.", "profile", "action")
+        self.checkpoints = counter("checkpoints", "Checkpoints, rollbacks and forks.", "profile", "action")
+        self.notes_dropped = counter("notes_dropped", "Notes of sessions that were wrong or too many.", "reason")
         ProcessCollector(registry=registry)
-        registry.register(_ServiceState(service))
+        registry.register(_ServiceState(service, observer))
 
     def text(self) -> str:
         """Everything, in Prometheus' text format. Some milliseconds; nothing in it blocks."""
@@ -47,14 +59,16 @@ class Metrics:
 class _ServiceState(Collector):
     """Reads the service when it is scraped, so that nothing has to be kept up to date."""
 
-    def __init__(self, service: PoolService) -> None:
+    def __init__(self, service: PoolService, observer: Observer) -> None:
         self._service = service
+        self._observer = observer
 
     def collect(self) -> Iterator[Metric]:
         """Called by the registry for each scrape, on the service's event loop."""
         yield self._info()
         yield from self._profiles()
         yield from self._durations()
+        yield from self._sessions()
         memory = GaugeMetricFamily("vm_kernel_host_memory_available_bytes", "Memory that the host could still give.")
         memory.add_metric([], memory_available_mib() * 1024.0 * 1024.0)
         yield memory
@@ -100,6 +114,20 @@ class _ServiceState(Collector):
             _add(clone, [name], pool.clone_times)
             _add(restore, [name], pool.restore_times)
         yield from (acquire, clone, restore)
+
+    def _sessions(self) -> Iterator[Metric]:
+        flagged = GaugeMetricFamily("vm_kernel_flagged_vms", "Sessions over a limit.", labels=["profile", "flag"])
+        sessions = list(self._observer.sessions.values())
+        for name in self._service.pools:
+            for kind in health.KINDS:
+                count = sum(kind in session.flags for session in sessions if session.vm.profile == name)
+                flagged.add_metric([name, kind], count)
+        own = GaugeMetricFamily("vm_kernel_vm_memory_bytes", "Memory that VMs have for themselves, all together.")
+        sample = self._observer.history.last
+        own.add_metric([], (sample.own_mib if sample else 0) * 1024.0 * 1024.0)
+        lost = CounterMetricFamily("vm_kernel_audit_failures", "Events that the audit log could not take.")
+        lost.add_metric([], self._observer.audit.failures)
+        yield from (flagged, own, lost)
 
 
 def _add(family: HistogramMetricFamily, labels: list[str], durations: Durations) -> None:

@@ -7,6 +7,10 @@ A client sends one request::
     {"op": "metrics"}                                               one answer; GET /metrics HTTP/1.1 has one, too
     {"op": "stop"}                                                  one answer, when all VMs have gone
 
+While it has a lease, a client may send notes, which have no answer::
+
+    {"op": "note", "event": "execution", …}                         see pool/notes.py
+
 The service answers with events, each ``{"event": …}``:
 
     waiting   why the lease is not there yet, to show to a person; any number of them
@@ -27,6 +31,8 @@ from vm_kernel.errors import PoolRequestError, VMKernelError, from_name
 MAX_LINE = 4 * 1024 * 1024
 #: bytes of a request
 MAX_REQUEST = 64 * 1024
+#: bytes of a note; a code that makes it longer is left out of it
+MAX_NOTE = 32 * 1024
 
 
 class VMFacts(NamedTuple):
@@ -48,6 +54,8 @@ class VMFacts(NamedTuple):
     acquire_ms: float = 0.0
     #: PoolConfig.output_stall_s, for the kernel process, which reads no configuration
     output_stall_s: float = 30.0
+    #: PoolConfig.audit_code
+    audit_code: bool = False
 
 
 def encode(event: dict[str, Any]) -> bytes:

@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import socket
-import struct
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from vm_kernel.pool.factory import VMFactory
 from vm_kernel.pool.lease import serve_lease
 from vm_kernel.pool.metrics import Durations
 from vm_kernel.pool.observer import Observer
+from vm_kernel.pool.peer import Peer, peer_of
 from vm_kernel.pool.pool import ProfilePool
 from vm_kernel.pool.protocol import MAX_REQUEST, decode, encode, error_event
 from vm_kernel.pool.status import status_of
@@ -105,13 +105,15 @@ class PoolService:
     async def _serve(self, connection: socket.socket) -> None:
         """One connection, from its request to its end. Never raises."""
         connection.setblocking(False)
+        peer, request = Peer(0, -1), None
         try:
-            pid = self._check_peer(connection)
+            peer = peer_of(connection)
+            self._check_peer(peer)
             while (request := await _request(connection)) is not None:
-                await self._answer(connection, request, pid)
+                await self._answer(connection, request, peer.pid)
         except VMKernelError as error:
             self._log.info("request_refused", error=type(error).__name__, message=error.message)
-            self.observer.refused(error)
+            self.observer.refused(peer, request, error)
             await _refuse(connection, error)
         except (OSError, asyncio.CancelledError):
             pass
@@ -146,13 +148,10 @@ class PoolService:
                     f"This is vm-kernel {__version__}; restart the service after an upgrade: `vm-kernel pool stop`.",
                 )
 
-    def _check_peer(self, connection: socket.socket) -> int:
-        """The process id of whoever connected. Raises PoolRequestError if the user may not use this pool."""
-        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        pid, uid, _ = struct.unpack("3i", credentials)
-        if uid not in self._allowed_uids:
-            raise PoolRequestError(f"User {uid} may not use the pool of user {os.geteuid()}.", "Start your own.")
-        return int(pid)
+    def _check_peer(self, peer: Peer) -> None:
+        """Raises PoolRequestError if the user who connected may not use this pool."""
+        if peer.uid not in self._allowed_uids:
+            raise PoolRequestError(f"User {peer.uid} may not use the pool of user {os.geteuid()}.", "Start your own.")
 
     async def _idle_exit(self) -> None:
         """End the service when nobody has been connected for a while."""

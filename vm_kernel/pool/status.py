@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from vm_kernel.pool.state import PooledVM, VMState
 if TYPE_CHECKING:
     from vm_kernel.pool.pool import ProfilePool
     from vm_kernel.pool.service import PoolService
+    from vm_kernel.pool.session import Session
 
 
 async def status_of(service: PoolService) -> dict[str, Any]:
@@ -45,7 +47,10 @@ async def status_of(service: PoolService) -> dict[str, Any]:
             "failures": sum(pool.failures for pool in pools),
         },
         "profiles": [_profile(pool) for pool in pools],
-        "vms": [_vm(vm, memory.get(vm.name)) for vm in sorted(vms, key=lambda vm: vm.created_at)],
+        "vms": [
+            _vm(vm, memory.get(vm.name), service.observer.session_of(vm))
+            for vm in sorted(vms, key=lambda vm: vm.created_at)
+        ],
     }
 
 
@@ -78,7 +83,7 @@ def _profile(pool: ProfilePool) -> dict[str, Any]:
     }
 
 
-def _vm(vm: PooledVM, memory_mib: float | None) -> dict[str, Any]:
+def _vm(vm: PooledVM, memory_mib: float | None, session: Session | None) -> dict[str, Any]:
     holder = vm.holder
     now = datetime.now(UTC)
     return {
@@ -93,9 +98,14 @@ def _vm(vm: PooledVM, memory_mib: float | None) -> dict[str, Any]:
             "pid": holder.pid,
             "since_s": round((now - holder.since).total_seconds(), 1),
             "kernel_id": holder.kernel_id,
+            "id": session.id if session else None,
         }
         if holder
         else None,
+        "executions": session.executions if session else None,
+        "cpu_s": round(session.cpu_s, 1) if session else None,
+        "output_bytes": session.output_bytes if session else None,
+        "flags": [asdict(flag) for flag in session.flags.values()] if session else [],
     }
 
 

@@ -15,6 +15,7 @@ from guest_agent.frames import JUPYTER_KINDS, FrameError, Kind, decode_json, unp
 from vm_kernel.errors import GuestProtocolError, SandboxClosed, VMDied, VMKernelError
 from vm_kernel.guest.asyncio_stream import VsockProtocol
 from vm_kernel.guest.ends import python_ended
+from vm_kernel.guest.ledger import Ledger
 from vm_kernel.guest.messages import GuestMessage, WireError, parse_guest
 from vm_kernel.pool.client import Lease
 from vm_kernel.pool.protocol import VMFacts
@@ -72,6 +73,7 @@ class Sandbox:
         self._unwatch: Callable[[], None] = lambda: None
         self._runs: dict[str, _Run] = {}
         self._interrupts = 0
+        self._ledger = Ledger(self._note)
         #: why there is no VM
         self._cause: VMKernelError = SandboxClosed("The sandbox has not been started.", "Use `async with Sandbox()`.")
 
@@ -98,6 +100,7 @@ class Sandbox:
             return
         lease = await leases.take(self.profile, self._name, self._on_waiting)
         self._lease = lease
+        self._ledger.keep_code = lease.vm.audit_code
         self._stream = VsockProtocol(lease.stream, self._received, self._stream_ended)
         self._unwatch = leases.watch(lease, self._end)
 
@@ -133,13 +136,16 @@ class Sandbox:
             collector = Collector(self._max_output_bytes, on_output)
             run, begin = _Run(collector), time.monotonic()
             content = {"code": code, "silent": False, "store_history": True, "allow_stdin": False}
-            self._runs[self._send("execute_request", content)] = run
+            msg_id = self._send("execute_request", content)
+            self._runs[msg_id] = run
+            self._ledger.sent(msg_id, code)
             status: Status | None = None
             try:
                 async with asyncio.timeout(timeout):
                     await asyncio.shield(run.ended)
             except TimeoutError:
                 status = "timeout"
+                self._ledger.timed_out(msg_id)
                 await self._stop(run)
             except asyncio.CancelledError:
                 self.interrupt()
@@ -151,6 +157,9 @@ class Sandbox:
         if self._stream is not None:
             self._interrupts += 1
             self._stream.send_json(Kind.INTERRUPT, {"seq": self._interrupts})
+
+    def _note(self, event: str, fields: dict[str, Any]) -> bool:
+        return self._lease is not None and self._lease.connection.note(event, fields)
 
     # ---- stopping
 
@@ -209,10 +218,13 @@ class Sandbox:
             return
         if kind is Kind.SHELL and message.msg_type == "execute_reply":
             run.reply = message.content
+            self._ledger.replied(message)
         elif kind is Kind.IOPUB and message.msg_type == "status":
             run.idle = run.idle or message.content.get("execution_state") == "idle"
         elif kind is Kind.IOPUB:
             run.collector.add(message.msg_type, message.content, size)
+        if kind is Kind.IOPUB:
+            self._ledger.published(message)
         run.settle()
         if run.ended.done():
             del self._runs[message.parent_id]
@@ -236,6 +248,7 @@ class Sandbox:
         self._unwatch()
         if self._stream is not None:
             self._stream.close()
+        self._ledger.vm_ended()
         self._lease.connection.close()
         self._lease = self._stream = None
         for run in self._runs.values():
