@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import select
 import signal
 import socket
 import tempfile
@@ -46,6 +47,7 @@ class Agent:
         self._in_vm = in_vm
         self._died = False
         self._unique = False
+        self._frozen = False
         self._rehearsal_due = False
         self._interrupts = Interrupts(kernel.pid, Facts.read(kernel.interrupt_facts))
         self._poller = zmq.Poller()
@@ -70,6 +72,8 @@ class Agent:
             while True:
                 self._stream.flush()
                 self._turn()
+                if self._frozen:
+                    self._stand_still()
 
     def _turn(self) -> None:
         """One turn of the loop: sleep until something is ready, then do a bounded amount of each kind of work."""
@@ -91,6 +95,23 @@ class Agent:
         for sock in ready:
             if sock in self._known:
                 self._forward(sock, *self._known[sock])
+
+    def _stand_still(self) -> None:
+        """Say nothing of Python's until the host thaws this VM, or a copy of it, which becomes unique (UNIQUE) first.
+
+        In a copy the connection has ended and another one comes. On a virtio port the host may be back before its
+        absence can be noticed: then it is the message that tells.
+        """
+        self._transport.expect_copy()
+        self._stream.send_json(Kind.FROZEN, {})
+        while self._frozen:
+            select.select([self._stream.fd], [self._stream.fd] if self._stream.wants_write else [], [])
+            try:
+                self._stream.flush()
+                self._from_host()
+            except EOFError:
+                self._poller.unregister(self._stream.fd)
+                self._stream = Stream(self._transport.accept())
 
     def _timeout_ms(self) -> int | None:
         if self._interrupts.due is not None:
@@ -141,20 +162,26 @@ class Agent:
             self._stream.send_json(Kind.INTERRUPTED, {"seq": fields.get("seq"), "ok": done})
         elif kind is Kind.CLOCK and self._in_vm:
             unique.set_clock(int(fields["time_ns"]))
+        elif kind is Kind.FREEZE:
+            self._frozen = True
+        elif kind is Kind.THAW and self._frozen:
+            self._transport.no_copy()
+            self._frozen = False
 
     def _become_unique(self, identity: unique.Identity) -> None:
-        if self._unique:
+        if self._unique and not self._frozen:
             raise FrameError("a second UNIQUE message")
         started = time.monotonic()
         self._unique = True
         if self._in_vm:
             unique.apply(identity)
         try:
-            self._kernel.renew(identity.session)
+            if not identity.same_session:
+                self._kernel.renew(identity.session)
         except RuntimeError as error:
             self._stream.send_json(Kind.READY, {"error": str(error)})
         else:
-            self._rehearsal_due = True
+            self._rehearsal_due = not self._frozen
             took_ms = 1000 * (time.monotonic() - started)
             self._stream.send_json(Kind.READY, {"session": identity.session, "ms": round(took_ms, 2)})
 

@@ -53,11 +53,14 @@ class Kind(IntEnum):
     PONG = 18  # answer to PING
     KERNEL_DIED = 19  # the kernel's process ended by itself
     INTERRUPTED = 20  # answer to INTERRUPT
+    FROZEN = 21  # answer to FREEZE: nothing more comes until THAW
     # host to guest
     UNIQUE = 32  # make this clone unique
     PING = 33
     INTERRUPT = 34  # SIGINT to the kernel's process group
     CLOCK = 35  # set the wall clock
+    FREEZE = 36  # fall silent: a checkpoint is about to be saved
+    THAW = 37  # go on: it has been saved
 
 
 #: kinds whose body is a list of byte strings

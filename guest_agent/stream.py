@@ -10,9 +10,22 @@ from guest_agent.frames import JUPYTER_KINDS, Decoder, Kind, encode_json, encode
 from guest_agent.outgoing import Outgoing
 
 #: what a host may send
-FROM_HOST = frozenset({Kind.SHELL, Kind.CONTROL, Kind.STDIN, Kind.UNIQUE, Kind.PING, Kind.INTERRUPT, Kind.CLOCK})
-#: output goes in order behind what is queued, and the news of a death behind the output; the rest goes ahead of it
-_BULK = frozenset({Kind.SHELL, Kind.IOPUB, Kind.KERNEL_DIED})
+FROM_HOST = frozenset(
+    {
+        Kind.SHELL,
+        Kind.CONTROL,
+        Kind.STDIN,
+        Kind.UNIQUE,
+        Kind.PING,
+        Kind.INTERRUPT,
+        Kind.CLOCK,
+        Kind.FREEZE,
+        Kind.THAW,
+    }
+)
+#: output goes in order behind what is queued, and the news of a death or of silence behind the output; the rest goes
+#: ahead of it
+_BULK = frozenset({Kind.SHELL, Kind.IOPUB, Kind.KERNEL_DIED, Kind.FROZEN})
 #: bytes that wait for the host; beyond, output stays in ipykernel's sockets
 MAX_QUEUED = 8 * 1024 * 1024
 

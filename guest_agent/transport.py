@@ -20,7 +20,13 @@ class Transport(Protocol):
     """Where the host connects to. The agent makes one before the template is saved, with nobody connected."""
 
     def accept(self) -> int:
-        """Wait for the host; a non-blocking descriptor of the only connection there will be."""
+        """Wait for the host; a non-blocking descriptor of the only connection there will be in this VM."""
+
+    def expect_copy(self) -> None:
+        """A checkpoint is about to be saved: prepare for what accept() has to do in a VM made from it."""
+
+    def no_copy(self) -> None:
+        """This VM is not one made from the checkpoint: undo expect_copy()."""
 
 
 class VirtioSerial:
@@ -36,14 +42,29 @@ class VirtioSerial:
             time.sleep(_VIRTIO_LOOK_S)
         return self._fd
 
+    def expect_copy(self) -> None:
+        """Nothing: the port is the same in the copy."""
+
+    def no_copy(self) -> None:
+        """Nothing."""
+
 
 class Vsock:
     """A listening AF_VSOCK socket. It is closed when the host has connected: whoever comes later is refused."""
 
     def __init__(self, port: int = VSOCK_PORT) -> None:
+        self._port = port
+        self.expect_copy()
+
+    def expect_copy(self) -> None:
+        """Listen again: a restored VM loses its connections and keeps its listeners."""
         self._listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
-        self._listener.bind((socket.VMADDR_CID_ANY, port))
+        self._listener.bind((socket.VMADDR_CID_ANY, self._port))
         self._listener.listen(1)
+
+    def no_copy(self) -> None:
+        """Whoever has connected meanwhile is refused."""
+        self._listener.close()
 
     def accept(self) -> int:
         connection, _ = self._listener.accept()
@@ -61,6 +82,12 @@ class Local:
     def accept(self) -> int:
         os.set_blocking(self._fd, False)
         return self._fd
+
+    def expect_copy(self) -> None:
+        """Nothing: there is no VM to be copied."""
+
+    def no_copy(self) -> None:
+        """Nothing."""
 
 
 def from_command_line(words: list[str]) -> Transport:

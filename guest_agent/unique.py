@@ -32,6 +32,8 @@ class Identity(NamedTuple):
     machine_id: str
     boot_id: str
     session: str
+    #: the VM goes on from a checkpoint for the session that saved it: what Python has seeded and named stays
+    same_session: bool = False
 
     @classmethod
     def from_message(cls, fields: dict[str, object]) -> Identity:
@@ -40,6 +42,7 @@ class Identity(NamedTuple):
             return cls(
                 entropy=bytes.fromhex(str(fields["entropy"])),
                 time_ns=int(str(fields["time_ns"])),
+                same_session=fields.get("same_session") is True,
                 **{name: str(fields[name]) for name in ("hostname", "machine_id", "boot_id", "session")},
             )
         except (KeyError, ValueError) as error:

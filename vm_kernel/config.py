@@ -97,6 +97,11 @@ class PoolConfig(Configurable):
     flag_output_mib_per_min = Float(
         100.0, min=0.0, help="A session that puts out so many MiB within a minute is flagged; 0: none is."
     ).tag(config=True)
+    checkpoint_disk_mib = Int(
+        4096,
+        min=0,
+        help="Disk, in MiB, that the checkpoints of all sessions may take together (%checkpoint, Sandbox.fork).",
+    ).tag(config=True)
     user = Unicode("vm-kernel", help="The user that the service becomes when it is started as root.").tag(config=True)
 
     def profile(self, name: str) -> Profile:

@@ -11,6 +11,7 @@
      +-- VMError                 one virtual machine failed
      |    +-- GoldenError        ... while its golden snapshot was built or loaded
      |    +-- CloneError         ... while it was forked from the golden snapshot
+     |    +-- CheckpointError    ... while a checkpoint of it was saved, found or brought back
      |    +-- VMDied             ... while a session used it
      |    +-- GuestProtocolError ... the guest sent what our protocol does not allow
      +-- PoolError               the pool service
@@ -70,6 +71,10 @@ class GoldenError(VMError):
 
 class CloneError(VMError):
     """A VM could not be forked from its golden snapshot."""
+
+
+class CheckpointError(VMError):
+    """A checkpoint could not be saved, found or brought back. The session goes on as it was."""
 
 
 class VMDied(VMError):

@@ -37,6 +37,11 @@ def golden_dir() -> Path:
     return Path(os.environ.get("VM_KERNEL_GOLDEN") or home() / "golden").absolute()
 
 
+def checkpoints_dir() -> Path:
+    """Checkpoints: those of sessions that are running, and those that were kept."""
+    return home() / "checkpoints"
+
+
 def log_file() -> Path:
     """The pool service's log (JSON lines)."""
     return home() / "log" / "pool.log"

@@ -99,7 +99,7 @@ def test_a_vm_is_shown() -> None:
 def test_a_wrong_option_gets_the_usage(name: str, arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
     shown = evaluate(name, arguments, None)
     assert shown.keys() == {"text/plain"}
-    assert shown["text/plain"].startswith(f"usage: %{name} [--json] [--help]")
+    assert shown["text/plain"].startswith(f"usage: %{name} [--help] [--json]")
     assert capsys.readouterr() == ("", "")
 
 

@@ -25,6 +25,7 @@ FROM_GUEST = frozenset(
         Kind.PONG,
         Kind.KERNEL_DIED,
         Kind.INTERRUPTED,
+        Kind.FROZEN,
     }
 )
 #: bytes that one call of receive() takes from the socket at the most, so that other work gets its turn

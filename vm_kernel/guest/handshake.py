@@ -48,6 +48,22 @@ def claim(sock: socket.socket, name: str, timeout_s: float = 30.0) -> Hello:
     return Hello(int(hello.get("kernel_pid") or 0), hello["kernel_info"])
 
 
+def reclaim(sock: socket.socket, name: str, *, same_session: bool, timeout_s: float = 30.0) -> None:
+    """Take the connection of a VM that was made from a checkpoint, and make it unique. It stays silent until THAW.
+
+    The pool service calls it in its executor. ``same_session``: the session that saved the checkpoint goes on in it,
+    with its random states and names; otherwise it becomes another's (a fork) and gets its own. Raises as claim().
+    """
+    stream = FrameStream(sock)
+    deadline = time.monotonic() + timeout_s
+    stream.send_json(Kind.UNIQUE, _identity(name) | {"same_session": same_session})
+    ready = _expect(stream, Kind.READY, deadline)
+    if "error" in ready:
+        raise CloneError(f"The VM could not go on from the checkpoint: {str(ready['error'])[:500]}")
+    if not stream.idle:
+        raise GuestProtocolError("The guest sent more than it was asked for, before its VM was leased.")
+
+
 def check_health(sock: socket.socket, timeout_s: float = 5.0) -> dict[str, Any]:
     """Ask a warm VM's agent how it is. Raises CloneError or GuestProtocolError if it is not to be leased."""
     health = ping(FrameStream(sock), time.monotonic() + timeout_s)

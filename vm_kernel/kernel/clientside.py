@@ -36,6 +36,7 @@ class ClientSide:
         self._guest = guest
         self._ports = ports
         self._waiting = WaitingRoom(outlet)
+        guest.evaluations.on_failure = self._abort_waiting_cells
         self._escalation = Escalation()
         started = time.monotonic()
         self._listeners_by = started + LISTENERS_S
@@ -99,13 +100,22 @@ class ClientSide:
         if not self._waiting:
             return
         if self._may_run:
-            for request in self._waiting.leave():
-                self._pass_on(request)
+            self._let_in()
         elif self._tenancy.acquiring:
             self._waiting.tell(self._tenancy.progress)
         elif self._no_vm is not None and self._heard:
             for request in self._waiting.leave():
                 self._refuse(request, self._no_vm)
+
+    def _let_in(self) -> None:
+        """Pass on those who wait, up to a host cell that nothing may overtake."""
+        while self._guest.evaluations.exclusive is None and (request := self._waiting.first()) is not None:
+            self._pass_on(request)
+
+    def _abort_waiting_cells(self) -> None:
+        """An exclusive host cell has failed or is interrupted: what was queued behind it does not run."""
+        for request in self._waiting.take_cells():
+            abort(self._outlet, request)
 
     def next_event_in_s(self) -> float | None:
         """Seconds until advance() has something to do even if nothing happens; None: never."""
@@ -115,7 +125,7 @@ class ClientSide:
     def _next_event_of_those_who_wait_in_s(self) -> float | None:
         if self._acquire_at is not None:
             return max(0.0, self._acquire_at - time.monotonic())
-        if not self._waiting:
+        if not self._waiting or self._guest.evaluations.exclusive is not None:
             return None
         if self._tenancy.acquiring:
             return self._waiting.notice_in_s(self._tenancy.progress)
@@ -125,8 +135,11 @@ class ClientSide:
         """Interrupt the running cell, and cancel cells that wait for a VM. ``request`` is None for a SIGINT."""
         if request is not None:
             self._outlet.busy(request)
-        self._cancel_waiting()
-        if self._tenancy.stream is None:
+        if self._guest.evaluations.exclusive is None:
+            self._cancel_waiting()
+        else:
+            self._abort_waiting_cells()
+        if self._tenancy.stream is None or self._guest.evaluations.interrupt():
             if request is not None:
                 self._outlet.answer(request, {"status": "ok"})
             return
@@ -170,7 +183,7 @@ class ClientSide:
     @property
     def _open(self) -> bool:
         """True if a message can go straight to the guest without overtaking another."""
-        return self._may_run and not self._waiting
+        return self._may_run and not self._waiting and self._guest.evaluations.exclusive is None
 
     def _pass_on(self, request: Request) -> None:
         if self._count and request.counted:
@@ -178,8 +191,10 @@ class ClientSide:
             self._count = 0
         magic = _magic_of(request)
         if magic is not None:
+            request.passed = True
             self._guest.send_marker(request, magic)
             return
+        request.passed = True
         self._guest.send_request(request)
         request.let_go()
 
@@ -196,18 +211,19 @@ class ClientSide:
 
     def _without_vm(self, request: Request) -> None:
         magic = _magic_of(request)
-        if magic is not None and self._tenancy.stream is None and self._heard and not self._waiting.has_cells:
+        plain = magic is not None and not magic.exclusive
+        if magic and plain and self._tenancy.stream is None and self._heard and not self._waiting.has_cells:
             self._evaluate_now(request, magic)
             return
         self._waiting.admit(request)
-        if request.is_execute and magic is None:
+        if request.is_execute and not plain:
             self._no_vm = None
             self._tenancy.acquire()
 
     def _refuse(self, request: Request, error: VMKernelError) -> None:
         """No VM is to be had."""
         magic = _magic_of(request)
-        if magic is not None:
+        if magic is not None and not magic.exclusive:
             self._evaluate_now(request, magic)
         elif request.is_execute:
             self._count += request.counted
@@ -219,7 +235,7 @@ class ClientSide:
         self._count += request.counted
         cell = HostCell(request, magic)
         cell.count = self._count
-        self._guest.evaluate(cell)
+        self._guest.evaluations.due(cell)
 
     def _cancel_waiting(self) -> None:
         """The first cell ends as if it had run and been interrupted, the others as if they had been behind it."""

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from guest_agent.frames import JUPYTER_KINDS, FrameError, Kind, decode_json, unpack_parts
-from vm_kernel.errors import GuestProtocolError
+from vm_kernel.errors import GuestProtocolError, VMDied
 from vm_kernel.guest.ends import python_ended
 from vm_kernel.guest.ledger import Ledger
 from vm_kernel.guest.messages import GuestMessage, WireError, parse_guest
-from vm_kernel.kernel.answers import abort, fail, show_output
-from vm_kernel.kernel.background import Background
+from vm_kernel.kernel.answers import abort, refuse
+from vm_kernel.kernel.evaluations import Evaluations
 from vm_kernel.kernel.hostcells import HostCell, HostMagic, Markers
 from vm_kernel.kernel.outlet import Outlet
 from vm_kernel.kernel.refusals import Refusals
@@ -23,12 +23,17 @@ from vm_kernel.kernel.wire import FROM_GUEST_IOPUB
 
 if TYPE_CHECKING:
     from vm_kernel.guest.channel import FrameStream
+    from vm_kernel.pool.client import Lease
 
 _CHANNEL_KINDS = {"shell": Kind.SHELL, "control": Kind.CONTROL, "stdin": Kind.STDIN}
 #: seconds after which an interrupt is answered even if the guest has not confirmed it
 INTERRUPT_REPLY_S = 1.0
 #: stands for a client without one identity of its own: replies are addressed by their parent, not by this
 _NO_IDENTITY = b"vm-kernel-client"
+#: what the agent sends to a host magic that is being evaluated
+FOR_HOST_CALLS = frozenset({Kind.FROZEN})
+#: bytes of the guest's other messages that wait for the end of a host cell
+MAX_HELD = 8 * 1024 * 1024
 
 
 class PendingInterrupt(NamedTuple):
@@ -45,10 +50,10 @@ class GuestSide:
         self._outlet = outlet
         self._requests = requests
         self._tenancy = tenancy
-        self._wake = wake
         self._received: deque[tuple[Kind, bytes]] = deque()
         self._markers = Markers()
-        self._evaluations: list[tuple[HostCell, Background[dict[str, str]]]] = []
+        self._held_bytes = 0
+        self.evaluations = Evaluations(outlet, requests, tenancy, self, wake)
         self._interrupts: dict[int, PendingInterrupt] = {}
         self._sequence = 0
         self._refusals = Refusals("guest")
@@ -73,7 +78,10 @@ class GuestSide:
 
     def send_marker(self, request: Request, magic: HostMagic) -> None:
         """Hand the guest a marker in the place of a host cell."""
-        self.send(request.channel, request.identities, self._markers.place(request, magic))
+        parts, cell = self._markers.place(request, magic)
+        if magic.exclusive:
+            self.evaluations.exclusive = cell
+        self.send(request.channel, request.identities, parts)
 
     def make_up(self, request: Request, count: int) -> None:
         """Tell a new guest how many cells have been counted without it.
@@ -107,9 +115,23 @@ class GuestSide:
             self._confirm(pending)
         self._ledger.vm_ended()
         self._received.clear()
-        self._evaluations.clear()
+        self._held_bytes = 0
+        self.evaluations.forget()
         self._interrupts.clear()
         self._markers = Markers()
+
+    def move(self, lease: Lease) -> None:
+        """Go on in another VM, which knows nothing of what the one before was asked. A host magic has seen to it."""
+        for request in self._requests.open():
+            if request.passed and (exclusive := self.evaluations.exclusive) and request is not exclusive.request:
+                _end_without_answer(self._outlet, request)
+        self._ledger.vm_ended()
+        self._received.clear()
+        self._held_bytes = 0
+        self._markers = Markers()
+        self._tenancy.replace(lease)
+        assert self._tenancy.stream is not None
+        self._tenancy.stream.send_json(Kind.THAW, {})
 
     def _confirm(self, pending: PendingInterrupt) -> None:
         if pending.request is not None:
@@ -119,17 +141,27 @@ class GuestSide:
 
     @property
     def ready_for_more(self) -> bool:
-        """False while a host cell is being answered: what the guest does next is shown after it."""
-        return not self._received and not self._evaluations
+        """False while a host cell is being answered, unless it talks to the guest."""
+        return self.evaluations.listens or not (self._received or self.evaluations.running)
 
     def receive(self, stream: FrameStream) -> None:
         """Take what has arrived. Raises EOFError, GuestProtocolError."""
-        self._received.extend(stream.receive())
+        for kind, body in stream.receive():
+            if kind not in FOR_HOST_CALLS:
+                self._received.append((kind, body))
+                self._held_bytes += len(body)
+            elif not self.evaluations.deliver(kind, body):
+                self._refusals.note("nobody waits for it", channel=kind.name.lower())
 
     def handle_received(self) -> None:
-        """Deal with what has been received, as far as possible. Raises VMDied, GuestProtocolError."""
-        while self._received and not self._evaluations:
-            self._handle(*self._received.popleft())
+        """Deal with what has been received, as far as possible. Raises VMDied, GuestProtocolError.
+
+        What the guest does while a host cell is being answered is shown after it, unless it is much.
+        """
+        while self._received and (not self.evaluations.running or self._held_bytes > MAX_HELD):
+            kind, body = self._received.popleft()
+            self._held_bytes -= len(body)
+            self._handle(kind, body)
 
     def _handle(self, kind: Kind, body: bytes) -> None:
         try:
@@ -197,37 +229,14 @@ class GuestSide:
             # a thread of the guest still prints to the cell that ran last, and that is the marker for it
             self._published(message, cell.request)
         if cell.due:
-            self.evaluate(cell)
+            self.evaluations.due(cell)
         elif cell.request is None and cell.replied and cell.idle:
             self._markers.forget(message.parent_id)
 
-    def evaluate(self, cell: HostCell) -> None:
-        """A host cell's turn has come: answer it, in a thread, because the pool service may take its time."""
-        request, magic = cell.request, cell.magic
-        assert request is not None
-        assert magic is not None
-        cell.started = True
-        if cell.aborted:
-            abort(self._outlet, request)
-        elif magic.trailing:
-            evalue = (
-                f"%{magic.name} is evaluated on the host; the rest of its cell would have to run in the VM.\n"
-                f"Put %{magic.name} into a cell of its own."
-            )
-            fail(self._outlet, request, "UsageError", evalue, cell.count)
-        else:
-            vm = self._tenancy.vm
-            self._evaluations.append((cell, Background(lambda: _evaluate(magic, vm), self._wake)))
 
-    def finish_evaluations(self) -> None:
-        """Show the host cells that have been answered."""
-        while self._evaluations and self._evaluations[0][1].done:
-            cell, evaluation = self._evaluations.pop(0)
-            assert cell.request is not None
-            show_output(self._outlet, cell.request, evaluation.result(), cell.count)
-
-
-def _evaluate(magic: HostMagic, vm: Any) -> dict[str, str]:
-    from vm_kernel.kernel.magics import evaluate
-
-    return evaluate(magic.name, magic.arguments, vm)
+def _end_without_answer(outlet: Outlet, request: Request) -> None:
+    """The session went back to an earlier state, in which this request had not been made."""
+    if request.is_execute:
+        abort(outlet, request)
+    elif request.wants_reply:
+        refuse(outlet, request, VMDied("The session has gone back to a checkpoint meanwhile."))

@@ -17,7 +17,9 @@ from vm_kernel.guest.messages import GuestMessage
 from vm_kernel.kernel.requests import Request
 from vm_kernel.kernel.wire import to_json
 
-HOST_MAGICS = ("pool_status", "vm_info")
+HOST_MAGICS = frozenset({"pool_status", "vm_info"})
+#: host magics that need the guest to stand still, or change what later cells find: nothing runs beside them
+EXCLUSIVE = frozenset({"checkpoint", "checkpoints", "rollback"})
 #: markers that are remembered after their turn: threads of the guest may still print with one as their parent
 MAX_MARKERS = 256
 
@@ -39,6 +41,11 @@ class HostMagic(NamedTuple):
     #: True if more follows in the cell, which would have to run elsewhere
     trailing: bool
 
+    @property
+    def exclusive(self) -> bool:
+        """True if it has the session to itself while it is evaluated."""
+        return self.name in EXCLUSIVE
+
 
 def find_magic(code: object) -> HostMagic | None:
     """The host magic that the cell starts with, None if the cell is the guest's."""
@@ -47,7 +54,7 @@ def find_magic(code: object) -> HostMagic | None:
     first, _, rest = code.lstrip().partition("\n")
     name, _, arguments = first.partition(" ") if " " in first else first.partition("\t")
     name = name.strip()
-    if not name.startswith("%") or name[1:] not in HOST_MAGICS:
+    if not name.startswith("%") or name[1:] not in HOST_MAGICS | EXCLUSIVE:
         return None
     return HostMagic(name[1:], arguments.strip(), bool(rest.strip()))
 
@@ -75,14 +82,14 @@ class Markers:
     def __init__(self) -> None:
         self._cells: OrderedDict[str, HostCell] = OrderedDict()
 
-    def place(self, request: Request, magic: HostMagic) -> list[bytes]:
-        """The marker to send in the place of a host cell: header, parent header, metadata, content."""
+    def place(self, request: Request, magic: HostMagic) -> tuple[list[bytes], HostCell]:
+        """The marker to send in the place of a host cell: header, parent header, metadata, content. And that cell."""
         cell = HostCell(request, magic)
         code = _MOVE_ON.format(count=int(request.counted))
         # Only an error of a cell that is not silent makes ipykernel abort the cells behind it.
         fails = magic.trailing and not request.silent
         content = {"stop_on_error": request.content.get("stop_on_error", True), "silent": not fails}
-        return self._marker(cell, request.header, code + (_FAIL if fails else ""), content)
+        return self._marker(cell, request.header, code + (_FAIL if fails else ""), content), cell
 
     def make_up(self, count: int) -> list[bytes]:
         """A marker that stands for ``count`` cells which were counted while there was no VM."""

@@ -6,48 +6,18 @@ other IPython session of the host they come with ``%load_ext vm_kernel``. Not im
 
 from __future__ import annotations
 
-import argparse
-import html
 import json
-import shlex
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from vm_kernel.errors import VMKernelError
+from vm_kernel.kernel.magic_arguments import Parser, Usage
+from vm_kernel.kernel.tables import Rows, age, escaped, html_table, mib, ms, text_table
 from vm_kernel.pool.client import PoolConnection
 from vm_kernel.pool.protocol import VMFacts
 
 #: seconds that the pool service has for its answer
 STATUS_TIMEOUT_S = 5.0
-
-Rows = Sequence[Sequence[object]]
-
-
-class _Usage(Exception):
-    """The magic is to say how it is used, and nothing else."""
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in the cell, instead of on the process's standard error."""
-
-    def __init__(self, name: str, description: str) -> None:
-        super().__init__(prog=f"%{name}", description=description, add_help=False)
-        self.add_argument("--json", action="store_true", help="the same as JSON")
-        self.add_argument("--help", action="store_true", help="this text")
-
-    def error(self, message: str) -> NoReturn:
-        raise _Usage(f"{self.format_usage()}{self.prog}: {message}")
-
-    def options(self, arguments: str) -> argparse.Namespace:
-        """Raises _Usage if there is something wrong with them, or help is wanted."""
-        try:
-            words = shlex.split(arguments)
-        except ValueError as error:
-            self.error(str(error))
-        options = self.parse_args(words)
-        if options.help:
-            raise _Usage(self.format_help())
-        return options
 
 
 def evaluate(name: str, arguments: str, vm: VMFacts | None) -> dict[str, str]:
@@ -57,11 +27,11 @@ def evaluate(name: str, arguments: str, vm: VMFacts | None) -> dict[str, str]:
     """
     try:
         return _MAGICS[name](arguments, vm)
-    except _Usage as usage:
-        return {"text/plain": str(usage).rstrip()}
+    except Usage as usage:
+        return {"text/plain": str(usage)}
     except (VMKernelError, TimeoutError, OSError) as error:
         text = f"The pool's status is not to be had: {error}"
-        return {"text/plain": text, "text/html": f"<p>{_escaped(text)}</p>"}
+        return {"text/plain": text, "text/html": f"<p>{escaped(text)}</p>"}
 
 
 def register(shell: Any) -> None:
@@ -80,7 +50,9 @@ def _magic_function(name: str) -> Callable[[str], None]:
 
 
 def _pool_status(arguments: str, vm: VMFacts | None) -> dict[str, str]:
-    options = _Parser("pool_status", "The pool of virtual machines, as its service reports it.").options(arguments)
+    parser = Parser("pool_status", "The pool of virtual machines, as its service reports it.")
+    parser.add_argument("--json", action="store_true", help="the same as JSON")
+    options = parser.options(arguments)
     connection = PoolConnection.open(start_service=False, timeout_s=STATUS_TIMEOUT_S)
     try:
         status = connection.status(STATUS_TIMEOUT_S)
@@ -90,7 +62,9 @@ def _pool_status(arguments: str, vm: VMFacts | None) -> dict[str, str]:
 
 
 def _vm_info(arguments: str, vm: VMFacts | None) -> dict[str, str]:
-    options = _Parser("vm_info", "The virtual machine of this session.").options(arguments)
+    parser = Parser("vm_info", "The virtual machine of this session.")
+    parser.add_argument("--json", action="store_true", help="the same as JSON")
+    options = parser.options(arguments)
     if options.json:
         return {"text/plain": json.dumps(vm._asdict() if vm else None, indent=2)}
     if vm is None:
@@ -120,8 +94,8 @@ def render_vm(vm: VMFacts) -> dict[str, str]:
         ("image", f"{vm.image} ({str(vm.image_digest)[:12]})"),
         ("golden snapshot", str(vm.golden_key)[:12]),
         ("created", vm.created_at),
-        ("from clone to warm", _ms(vm.warm_ms)),
-        ("acquired in", _ms(vm.acquire_ms)),
+        ("from clone to warm", ms(vm.warm_ms)),
+        ("acquired in", ms(vm.acquire_ms)),
         ("QEMU, libvirt", f"{vm.qemu_version}, {vm.libvirt_version}"),
     ]
     return _rendered([("", ("", ""), rows)])
@@ -147,13 +121,13 @@ def _summary(status: dict[str, Any]) -> Rows:
     accelerator, transport = status.get("accelerator") or {}, status.get("transport") or {}
     totals = status.get("totals") or {}
     rows = [
-        ("service", f"version {status.get('version')}, pid {status.get('pid')}, up {_age(status.get('uptime_s'))}"),
+        ("service", f"version {status.get('version')}, pid {status.get('pid')}, up {age(status.get('uptime_s'))}"),
         ("accelerator", accelerator.get("kind")),
         ("transport", transport.get("kind")),
-        ("acquire p50 / p95", f"{_ms(acquire.get('p50'))} / {_ms(acquire.get('p95'))} ({acquire.get('count', 0)})"),
-        ("clone p50 / p95", f"{_ms(clone.get('p50'))} / {_ms(clone.get('p95'))} ({clone.get('count', 0)})"),
+        ("acquire p50 / p95", f"{ms(acquire.get('p50'))} / {ms(acquire.get('p95'))} ({acquire.get('count', 0)})"),
+        ("clone p50 / p95", f"{ms(clone.get('p50'))} / {ms(clone.get('p95'))} ({clone.get('count', 0)})"),
         ("leases, clones, failures", ", ".join(str(totals.get(n, 0)) for n in ("leases", "clones", "failures"))),
-        ("memory available", _mib(status.get("host_memory_available_mib"))),
+        ("memory available", mib(status.get("host_memory_available_mib"))),
     ]
     details = [
         (f"profile {profile.get('name')}", profile["detail"])
@@ -166,71 +140,19 @@ def _summary(status: dict[str, Any]) -> Rows:
 def _profile_row(profile: dict[str, Any]) -> list[object]:
     counts = [profile.get(name) for name in ("warm", "leased", "booting", "waiting", "min_warm", "max_vms")]
     head = [profile.get("name"), profile.get("state")]
-    return [*head, *counts, _mib(profile.get("memory_mib")), profile.get("image")]
+    return [*head, *counts, mib(profile.get("memory_mib")), profile.get("image")]
 
 
 def _vm_row(vm: dict[str, Any], own: str | None) -> list[object]:
     lease = vm.get("lease")
-    holder = f"pid {lease.get('pid')} for {_age(lease.get('since_s'))}" if lease else ""
+    holder = f"pid {lease.get('pid')} for {age(lease.get('since_s'))}" if lease else ""
     if own is not None and vm.get("name") == own:
-        holder = f"this session for {_age(lease.get('since_s'))}" if lease else "this session"
+        holder = f"this session for {age(lease.get('since_s'))}" if lease else "this session"
     head = [vm.get("name"), vm.get("profile"), vm.get("state")]
-    return [*head, _age(vm.get("age_s")), _mib(vm.get("unique_memory_mib")), holder]
+    return [*head, age(vm.get("age_s")), mib(vm.get("unique_memory_mib")), holder]
 
 
 def _rendered(tables: Sequence[tuple[str, Sequence[str], Rows]]) -> dict[str, str]:
     shown = [table for table in tables if table[2]]
-    text = "\n\n".join(_text_table(*table) for table in shown)
-    return {"text/plain": text, "text/html": "".join(_html_table(*table) for table in shown)}
-
-
-def _text_table(title: str, columns: Sequence[str], rows: Rows) -> str:
-    head = [columns] if any(columns) else []
-    lines = [[_cell(value) for value in row] for row in [*head, *rows]]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = "\n".join(
-        "  ".join(value.ljust(width) for value, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
-    return f"{title}\n{text}" if title else text
-
-
-def _html_table(title: str, columns: Sequence[str], rows: Rows) -> str:
-    caption = f"<caption>{_escaped(title)}</caption>" if title else ""
-    head = f"<thead><tr>{_html_cells('th', columns)}</tr></thead>" if any(columns) else ""
-    if head:
-        body = [f"<tr>{_html_cells('td', row)}</tr>" for row in rows]
-    else:
-        body = [f"<tr>{_html_cells('th', row[:1])}{_html_cells('td', row[1:])}</tr>" for row in rows]
-    return f"<table>{caption}{head}<tbody>{''.join(body)}</tbody></table>"
-
-
-def _html_cells(tag: str, values: Iterable[object]) -> str:
-    return "".join(f"<{tag}>{_escaped(_cell(value))}</{tag}>" for value in values)
-
-
-def _cell(value: object) -> str:
-    return "–" if value is None else " ".join(str(value).split())
-
-
-def _escaped(text: str) -> str:
-    return html.escape(text)
-
-
-def _ms(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value / 1000:.2f} s" if value >= 1000 else f"{value:.3g} ms"
-
-
-def _mib(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.0f} MiB" if value >= 100 else f"{value:.1f} MiB"
-
-
-def _age(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    text = "\n\n".join(text_table(*table) for table in shown)
+    return {"text/plain": text, "text/html": "".join(html_table(*table) for table in shown)}

@@ -190,7 +190,7 @@ class Relay:
         self._client.look_for_vm()
         if self._tenancy.vm is not None:
             self._outlet.iopub.stall_s = self._tenancy.vm.output_stall_s
-        self._guest.finish_evaluations()
+        self._guest.evaluations.advance()
 
     # ---- the end of the VM
 

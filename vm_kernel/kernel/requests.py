@@ -20,7 +20,19 @@ MAX_FINISHED = 2048
 class Request:
     """One message of a client and how far its answer has come."""
 
-    __slots__ = ("busy", "channel", "content", "header", "identities", "idle", "msg_id", "msg_type", "parts", "replied")
+    __slots__ = (
+        "busy",
+        "channel",
+        "content",
+        "header",
+        "identities",
+        "idle",
+        "msg_id",
+        "msg_type",
+        "parts",
+        "passed",
+        "replied",
+    )
 
     def __init__(self, channel: str, message: Message) -> None:
         self.channel = channel
@@ -32,6 +44,8 @@ class Request:
         #: header, parent header, metadata, content, buffers; let go when they have been passed on
         self.parts = message.parts
         self.busy = self.idle = self.replied = False
+        #: True from when the guest has it, or a marker that stands for it
+        self.passed = False
 
     @property
     def header_bytes(self) -> bytes:
@@ -62,6 +76,16 @@ class Request:
     def silent(self) -> bool:
         """True if the cell is to run without being shown."""
         return bool(self.content.get("silent", False))
+
+    @property
+    def in_subshell(self) -> bool:
+        """True if a subshell of the guest is to answer it, beside what the main shell does."""
+        return self.header.get("subshell_id") is not None
+
+    @property
+    def stops_on_error(self) -> bool:
+        """True if cells behind this one are not to run when it fails."""
+        return bool(self.content.get("stop_on_error", True))
 
     @property
     def counted(self) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from vm_kernel.errors import PoolUnavailable, VMDied, VMKernelError
@@ -27,6 +28,8 @@ class Tenancy:
         self._wake = wake
         self._attempt: Background[Lease] | None = None
         self._connection: PoolConnection | None = None
+        #: a host magic's thread is asking the service something over the lease
+        self._borrowed = False
 
     @property
     def acquiring(self) -> bool:
@@ -63,8 +66,8 @@ class Tenancy:
         return True
 
     def lease_fd(self) -> int:
-        """Descriptor that becomes readable when the pool service has news; -1 without a lease."""
-        return self._connection.fileno() if self._connection else -1
+        """Descriptor that becomes readable when the pool service has news; -1 without a lease, or while it is lent."""
+        return self._connection.fileno() if self._connection and not self._borrowed else -1
 
     def read_news(self) -> VMKernelError | None:
         """Why the VM has ended, if that is the news.
@@ -72,7 +75,7 @@ class Tenancy:
         If it is that the service itself has ended, the VM goes on, with nobody who looks after it; its stream tells
         when it ends.
         """
-        if self._connection is None:
+        if self._connection is None or self._borrowed:
             return None
         try:
             while (event := self._connection.read_event(0.0)) is not None:
@@ -89,6 +92,30 @@ class Tenancy:
     def note(self, event: str, fields: dict[str, Any]) -> bool:
         """Tell the pool service what was done with the VM. Never blocks; False: it could not be told."""
         return self._connection is not None and self._connection.note(event, fields)
+
+    @contextmanager
+    def borrowed(self) -> Iterator[PoolConnection]:
+        """The lease's connection, for a host magic's thread. Raises PoolUnavailable if the service has ended."""
+        connection = self._connection
+        if connection is None:
+            raise PoolUnavailable(
+                "The pool service that gave this session its VM has ended; the session goes on without it.",
+                "Checkpoints need it. Restart the kernel to get a new VM.",
+            )
+        self._borrowed = True
+        try:
+            yield connection
+        finally:
+            self._borrowed = False
+            self._wake()
+
+    def replace(self, lease: Lease) -> None:
+        """Go on in another VM that has come over the same lease."""
+        from vm_kernel.guest.channel import FrameStream
+
+        if self.stream is not None:
+            self.stream.close()
+        self.vm, self.stream = lease.vm, FrameStream(lease.stream)
 
     def renew(self) -> None:
         """Give the VM back and ask for another."""

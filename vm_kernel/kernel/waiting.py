@@ -41,6 +41,10 @@ class WaitingRoom:
             self._told = ""
         self._queue.append(request)
 
+    def first(self) -> Request | None:
+        """Take out the request that came first; None if none is left."""
+        return self._queue.popleft() if self._queue else None
+
     def leave(self) -> Iterator[Request]:
         """Take the requests out, one after the other."""
         while self._queue:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from vm_kernel import paths
-from vm_kernel.errors import PoolError, PoolUnavailable
+from vm_kernel.errors import PoolError, PoolUnavailable, VMDied
 from vm_kernel.pool.protocol import MAX_LINE, MAX_NOTE, VMFacts, decode, encode, error_of
 
 _LOG_HINT = "Its log is {log}. `vm-kernel doctor` checks what a VM needs."
@@ -63,19 +63,64 @@ class PoolConnection:
         profile: str = "default",
         on_waiting: Callable[[str], None] | None = None,
         kernel_id: str = "",
+        fork: str | None = None,
     ) -> Lease:
         """Take a VM. Blocks while one is made or the pool is full, and tells ``on_waiting`` why.
 
+        ``fork``: a token of another lease's fork(); the VM goes on from its state, and its agent waits for THAW.
         Raises PoolFull, UnknownProfile, ImageError, HostError, … as the service says, PoolUnavailable if it ends.
         """
         started = time.perf_counter()
-        self._sock.sendall(encode({"op": "acquire", "profile": profile, "kernel_id": kernel_id}))
+        self._sock.sendall(encode({"op": "acquire", "profile": profile, "kernel_id": kernel_id, "fork": fork}))
+        return self._lease(started, on_waiting)
+
+    def save_checkpoint(self, name: str, keep: bool = False) -> dict[str, Any]:
+        """Save the state of the leased VM; its agent must have fallen silent. Facts about the checkpoint.
+
+        Raises CheckpointError; the VM goes on.
+        """
+        checkpoint: dict[str, Any] = self._ask({"op": "checkpoint", "name": name, "keep": keep}, "checkpoint")[
+            "checkpoint"
+        ]
+        return checkpoint
+
+    def checkpoints(self) -> dict[str, Any]:
+        """``checkpoints``: facts about each that this lease can go back to; ``used_mib`` and ``limit_mib`` of disk."""
+        return self._ask({"op": "checkpoints"}, "checkpoints")
+
+    def delete_checkpoint(self, name: str) -> None:
+        """Delete a checkpoint, or what a fork() has saved. Raises CheckpointError."""
+        self._ask({"op": "delete_checkpoint", "name": name}, "deleted")
+
+    def rollback(self, name: str) -> Lease:
+        """Go back to a checkpoint: another VM over the same lease, whose agent waits for THAW; the old one goes.
+
+        Raises CheckpointError, CloneError; the old VM goes on then.
+        """
+        started = time.perf_counter()
+        self._sock.sendall(encode({"op": "rollback", "name": name}))
+        return self._lease(started, None)
+
+    def fork(self) -> str:
+        """Save the state of the leased VM for others; its agent must have fallen silent. A token for acquire()."""
+        return str(self._ask({"op": "fork"}, "fork")["token"])
+
+    def _ask(self, request: dict[str, Any], answer: str) -> dict[str, Any]:
+        self._sock.sendall(encode(request))
+        while True:
+            event = self._event(None)
+            if event["event"] == answer:
+                return event
+            _raise_if_gone(event)
+
+    def _lease(self, started: float, on_waiting: Callable[[str], None] | None) -> Lease:
         while True:
             event = self._event(None)
             if event["event"] == "lease" and self._descriptors:
                 break
             if event["event"] == "waiting" and on_waiting is not None:
                 on_waiting(str(event.get("message")))
+            _raise_if_gone(event)
         stream = socket.socket(fileno=self._descriptors.pop())
         facts = {name: event["vm"].get(name) for name in VMFacts._fields}
         facts["acquire_ms"] = round(1000 * (time.perf_counter() - started), 3)
@@ -162,6 +207,11 @@ class PoolConnection:
         line = bytes(self._received[:end])
         del self._received[: end + 1]
         return line
+
+
+def _raise_if_gone(event: dict[str, Any]) -> None:
+    if event["event"] == "vm_gone":
+        raise VMDied(f"The virtual machine has ended: {event.get('reason')}", "Its state is lost.")
 
 
 def _hint() -> str:

@@ -20,10 +20,11 @@ from vm_kernel.guest import handshake
 from vm_kernel.guest.transport import connect
 from vm_kernel.image.initramfs import boot_initrd
 from vm_kernel.image.store import Image, open_image
-from vm_kernel.vm import host
+from vm_kernel.vm import checkpoints, host
+from vm_kernel.vm.checkpoints import Checkpoint
 from vm_kernel.vm.golden import GoldenSnapshot, load_or_build, prune
 from vm_kernel.vm.hypervisor import Hypervisor
-from vm_kernel.vm.machine import Machine, clone
+from vm_kernel.vm.machine import Machine, clone, prepare
 from vm_kernel.vm.memory import unique_memory
 from vm_kernel.vm.spec import VMSpec
 
@@ -36,6 +37,7 @@ KEEP_GOLDEN_S = 14 * 24 * 3600
 class Source(NamedTuple):
     """What the VMs of one profile are forked from."""
 
+    profile: str
     image: Image
     golden: GoldenSnapshot
 
@@ -82,7 +84,7 @@ class VMFactory:
             golden = load_or_build(self.hypervisor, self._spec(image, profile), paths.golden_dir(), progress)
             _forget_unused(golden.key)
         self._publish(profile, image)
-        return Source(image, golden)
+        return Source(profile.name, image, golden)
 
     def warm_machine(self, source: Source, name: str) -> WarmMachine:
         """Fork a VM, connect to its agent, make it unique. Raises VMError; nothing is left behind then."""
@@ -92,6 +94,25 @@ class VMFactory:
             stream = connect(machine.channel_path, machine.cid)
             try:
                 handshake.claim(stream, name)
+            except BaseException:
+                stream.close()
+                raise
+        except BaseException:
+            machine.destroy()
+            raise
+        return WarmMachine(machine, stream, time.perf_counter() - started)
+
+    def restored_machine(self, source: Source, name: str, checkpoint: Checkpoint, same_session: bool) -> WarmMachine:
+        """Make a VM that goes on from ``checkpoint``, and connect to its agent, which waits for THAW.
+
+        Raises VMError; nothing is left behind then.
+        """
+        started = time.perf_counter()
+        machine = checkpoints.restore(prepare(self.hypervisor, source.golden, name), source.golden, checkpoint)
+        try:
+            stream = connect(machine.channel_path, machine.cid)
+            try:
+                handshake.reclaim(stream, name, same_session=same_session)
             except BaseException:
                 stream.close()
                 raise

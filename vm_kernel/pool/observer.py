@@ -92,11 +92,11 @@ class Observer:
             return
         self._noted(session, note)
 
-    def action(self, session: Session, name: str, **facts: Any) -> None:
+    def action(self, session: Session, action: str, /, **facts: Any) -> None:
         """The service has done a checkpoint, rollback or fork for a session; ``facts`` go to the audit log."""
-        session.checkpoints += name == "checkpoint"
-        self.metrics.checkpoints.labels(session.vm.profile, name).inc()
-        self.audit.write(name, **session.ids, **facts)
+        session.checkpoints += action == "checkpoint"
+        self.metrics.checkpoints.labels(session.vm.profile, action).inc()
+        self.audit.write(action, **session.ids, **facts)
 
     def lease_ends(self, session: Session, cause: str) -> None:
         """A lease has ended; its VM may still be there, and is about to be destroyed."""

@@ -24,6 +24,7 @@ from vm_kernel.pool import watch
 from vm_kernel.pool.factory import Source, VMFactory, WarmMachine
 from vm_kernel.pool.metrics import Durations
 from vm_kernel.pool.state import LeaseHolder, PooledVM, VMState
+from vm_kernel.vm.checkpoints import Checkpoint
 
 T = TypeVar("T")
 
@@ -122,6 +123,79 @@ class ProfilePool:
         self.vms.discard(vm)
         self._log.info("vm_destroyed", vm=vm.name, cause=cause, age_s=round(vm.age_s, 1))
         self.refill()
+
+    def release_soon(self, vm: PooledVM, cause: str) -> None:
+        """release(), without waiting for it."""
+        self._spawn(self.release(vm, cause))
+
+    async def restore(
+        self, source: Source, checkpoint: Checkpoint, holder: LeaseHolder, *, same_session: bool
+    ) -> PooledVM:
+        """A leased VM that goes on from a checkpoint, whose agent waits for THAW. Called for a rollback.
+
+        It may be one more than ``max_vms``, for a moment: the VM that it replaces goes at once. Raises VMError.
+        """
+        ready: asyncio.Future[PooledVM] = asyncio.get_running_loop().create_future()
+        self._spawn(self._restore(source, checkpoint, same_session, ready))
+        try:
+            vm = await ready
+        except BaseException:
+            if ready.done() and not ready.cancelled() and ready.exception() is None:
+                self.release_soon(ready.result(), "its client left before it was served")
+            raise
+        watch.stop_stream(vm)
+        vm.go(VMState.LEASED)
+        vm.holder = holder
+        return vm
+
+    async def fork(
+        self, source: Source, checkpoint: Checkpoint, holder: LeaseHolder, tell: Callable[[str], None]
+    ) -> PooledVM:
+        """A VM of its own that begins from another session's checkpoint. Warm VMs make room for it.
+
+        Raises PoolFull after ``acquire_timeout_s`` of a full pool, VMError.
+        """
+        limit = asyncio.get_running_loop().time() + self._acquire_timeout_s
+        while len(self.vms) >= self.profile.max_vms:
+            if self._warm:
+                await self.release(self._warm.popleft(), "it makes room for a fork")
+                continue
+            tell(self._why_waiting())
+            if asyncio.get_running_loop().time() > limit:
+                raise self._full()
+            await asyncio.sleep(0.1)
+        return await self.restore(source, checkpoint, holder, same_session=False)
+
+    async def _restore(
+        self, source: Source, checkpoint: Checkpoint, same_session: bool, ready: asyncio.Future[PooledVM]
+    ) -> None:
+        vm = PooledVM(name=f"vm-{secrets.token_hex(4)}", profile=self.profile.name, source=source)
+        self.vms.add(vm)
+        try:
+            source.golden.hold()
+            try:
+                make = self._factory.restored_machine
+                warm: WarmMachine = await self._in_executor(make, source, vm.name, checkpoint, same_session)
+            finally:
+                source.golden.release()
+        except Exception as error:
+            vm.go(VMState.DYING)
+            vm.go(VMState.DEAD)
+            self.vms.discard(vm)
+            if not ready.cancelled():
+                ready.set_exception(error)
+            return
+        vm.machine, vm.stream, vm.warm_ms = warm.machine, warm.stream, round(1000 * warm.warm_s, 1)
+        self.restore_times.add(warm.warm_s)
+        vm.go(VMState.WARM)
+        watch.start(vm, self.vm_ended)
+        if ready.cancelled() or self._closing:
+            await self.release(vm, "nobody waits for it any more")
+        if not ready.done():
+            if self._closing:
+                ready.set_exception(PoolUnavailable("The pool service is stopping.", "Run the cell again."))
+            else:
+                ready.set_result(vm)
 
     def refill(self) -> None:
         """Start as many clones as are missing and allowed."""

@@ -3,21 +3,27 @@
 A client sends one request::
 
     {"op": "acquire", "profile": "default", "kernel_id": "…"}      a lease; the connection is the lease
+    {"op": "acquire", "fork": token, …}                            a lease whose VM begins from another's state
     {"op": "status"}                                                one answer
     {"op": "metrics"}                                               one answer; GET /metrics HTTP/1.1 has one, too
     {"op": "stop"}                                                  one answer, when all VMs have gone
 
-While it has a lease, a client may send notes, which have no answer::
+and, while it has a lease, one after the other::
 
-    {"op": "note", "event": "execution", …}                         see pool/notes.py
+    {"op": "note", "event": "execution", …}                         no answer; see pool/notes.py
+    {"op": "checkpoint", "name": …, "keep": bool}                   the guest's agent must have fallen silent (FREEZE)
+    {"op": "checkpoints"}
+    {"op": "delete_checkpoint", "name": …}                          or a fork's token
+    {"op": "rollback", "name": …}                                   answered by another ``lease``
+    {"op": "fork"}                                                  a token for others' acquire; FREEZE before it
 
 The service answers with events, each ``{"event": …}``:
 
     waiting   why the lease is not there yet, to show to a person; any number of them
-    lease     the VM's facts, with the descriptor of the guest stream (SCM_RIGHTS); acquire only
+    lease     the VM's facts, with the descriptor of the guest stream (SCM_RIGHTS)
     vm_gone   the leased VM has ended, and why
-    status, metrics, stopped
-    error     an error of vm_kernel.errors by class name, message and hint; the last event of a connection
+    status, metrics, stopped, checkpoint, checkpoints, deleted, fork
+    error     an error of vm_kernel.errors by class name, message and hint; outside a lease the last event
 """
 
 from __future__ import annotations

@@ -19,13 +19,15 @@ from vm_kernel import __version__, paths
 from vm_kernel.config import PoolConfig
 from vm_kernel.errors import PoolRequestError, VMKernelError
 from vm_kernel.pool import http
+from vm_kernel.pool.checkpoints import CheckpointStore
 from vm_kernel.pool.factory import VMFactory
 from vm_kernel.pool.lease import serve_lease
+from vm_kernel.pool.lines import LineReader
 from vm_kernel.pool.metrics import Durations
 from vm_kernel.pool.observer import Observer
 from vm_kernel.pool.peer import Peer, peer_of
 from vm_kernel.pool.pool import ProfilePool
-from vm_kernel.pool.protocol import MAX_REQUEST, decode, encode, error_event
+from vm_kernel.pool.protocol import decode, encode, error_event
 from vm_kernel.pool.status import status_of
 
 #: a client that connects must say what it wants within so many seconds
@@ -47,6 +49,7 @@ class PoolService:
         self.observer = Observer(self)
         self._allowed_uids = allowed_uids
         self._executor = ThreadPoolExecutor(max_workers=2 * max(4, os.cpu_count() or 1), thread_name_prefix="vm")
+        self.checkpoints = CheckpointStore(config.checkpoint_disk_mib, self._executor)
         self._stopping = asyncio.Event()
         self._connections: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
@@ -61,6 +64,7 @@ class PoolService:
             loop.add_signal_handler(number, self._stopping.set)
         try:
             leftovers = await loop.run_in_executor(self._executor, self.factory.open)
+            self.checkpoints.open()
             if leftovers:
                 self._log.warning("leftovers_destroyed", vms=leftovers)
             await self.observer.start()
@@ -109,7 +113,8 @@ class PoolService:
         try:
             peer = peer_of(connection)
             self._check_peer(peer)
-            while (request := await _request(connection)) is not None:
+            reader = LineReader(connection, _parse)
+            while (request := await _request(reader)) is not None:
                 await self._answer(connection, request, peer.pid)
         except VMKernelError as error:
             self._log.info("request_refused", error=type(error).__name__, message=error.message)
@@ -211,21 +216,15 @@ async def _refuse(connection: socket.socket, error: VMKernelError) -> None:
                 pass
 
 
-async def _request(connection: socket.socket) -> dict[str, Any] | None:
+async def _request(reader: LineReader) -> dict[str, Any] | None:
     """The next request of a connection, None when it was closed. Raises PoolRequestError."""
-    loop = asyncio.get_running_loop()
-    received = b""
     try:
         async with asyncio.timeout(REQUEST_TIMEOUT_S):
-            while not received.endswith(b"\n"):
-                data = await loop.sock_recv(connection, 4096)
-                if not data:
-                    if received:
-                        decode(received)
-                    return None
-                received += data
-                if len(received) > MAX_REQUEST:
-                    raise PoolRequestError(f"A request of more than {MAX_REQUEST} bytes.", "See pool/protocol.py.")
+            return await reader.next()
     except TimeoutError:
         raise PoolRequestError(f"No request within {REQUEST_TIMEOUT_S:g} s.", "Connect when there is one.") from None
-    return http.as_request(received) or decode(received)
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    """A request of our protocol, or of HTTP."""
+    return http.as_request(line) or decode(line)

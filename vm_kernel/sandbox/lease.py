@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 from vm_kernel.errors import VMDied, VMKernelError
 from vm_kernel.pool.client import Lease, PoolConnection
 
+T = TypeVar("T")
 
-async def take(profile: str, holder: str, on_waiting: Callable[[str], None] | None) -> Lease:
-    """A VM of that profile. ``on_waiting`` is called on the event loop with the reason for a wait, in words.
+
+async def take(profile: str, holder: str, on_waiting: Callable[[str], None] | None, fork: str | None = None) -> Lease:
+    """A VM of that profile, or one that goes on from the state behind the token ``fork``.
+
+    ``on_waiting`` is called on the event loop with the reason for a wait, in words.
 
     Raises PoolFull, UnknownProfile, ImageError, HostError, PoolUnavailable, … Whoever is cancelled holds no VM.
     """
@@ -27,7 +32,7 @@ async def take(profile: str, holder: str, on_waiting: Callable[[str], None] | No
         if on_waiting is not None:
             loop.call_soon_threadsafe(on_waiting, reason)
 
-    acquiring = loop.run_in_executor(None, connection.acquire, profile, tell, holder)
+    acquiring = loop.run_in_executor(None, connection.acquire, profile, tell, holder, fork)
     try:
         return await asyncio.shield(acquiring)
     except asyncio.CancelledError:
@@ -59,6 +64,19 @@ def watch(lease: Lease, on_end: Callable[[VMKernelError], None]) -> Callable[[],
 
     loop.add_reader(fd, news)
     return lambda: _unwatch(loop, fd)
+
+
+async def ask(lease: Lease, function: Callable[[PoolConnection], T]) -> T:
+    """Ask the pool service something over a lease that nobody watches meanwhile.
+
+    Whoever is cancelled waits for the answer all the same: it must not be taken for that of the next question.
+    """
+    asking = asyncio.get_running_loop().run_in_executor(None, function, lease.connection)
+    try:
+        return await asyncio.shield(asking)
+    except asyncio.CancelledError:
+        await asyncio.wait([asking])
+        raise
 
 
 def _unwatch(loop: asyncio.AbstractEventLoop, fd: int) -> None:

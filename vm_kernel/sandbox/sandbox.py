@@ -7,20 +7,24 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from guest_agent.frames import JUPYTER_KINDS, FrameError, Kind, decode_json, unpack_parts
-from vm_kernel.errors import GuestProtocolError, SandboxClosed, VMDied, VMKernelError
+from vm_kernel.errors import CheckpointError, GuestProtocolError, SandboxClosed, VMDied, VMKernelError
 from vm_kernel.guest.asyncio_stream import VsockProtocol
 from vm_kernel.guest.ends import python_ended
 from vm_kernel.guest.ledger import Ledger
 from vm_kernel.guest.messages import GuestMessage, WireError, parse_guest
-from vm_kernel.pool.client import Lease
+from vm_kernel.pool.client import Lease, PoolConnection
 from vm_kernel.pool.protocol import VMFacts
 from vm_kernel.sandbox import lease as leases
 from vm_kernel.sandbox.result import Collector, ExecutionResult, Output, Status
+from vm_kernel.sandbox.snapshots import SnapshotManager
+
+T = TypeVar("T")
 
 #: bytes of output that one execution keeps unless told otherwise
 MAX_OUTPUT_BYTES = 64 * 1024 * 1024
@@ -29,7 +33,16 @@ GRACE_S = 5.0
 #: seconds for the other half of the story when a VM ends: the pool's reason, the guest's last output
 LAST_WORDS_S = 0.5
 
+#: seconds that the guest's agent has to fall silent before its VM's state is saved
+SILENCE_S = 10.0
+
 _IDENTITY = b"sandbox"
+
+
+class Ask(Protocol):
+    """Asks the pool service something over the lease."""
+
+    def __call__(self, question: Callable[[PoolConnection], T], /) -> Awaitable[T]: ...
 
 
 class _Run:
@@ -52,7 +65,7 @@ class Sandbox:
 
     profile: of the pool's configuration. name: shown in the pool's status and log.
     on_waiting: called with words when there is no VM at once.
-    max_output_bytes: output of one execution that is kept.
+    max_output_bytes: output of one execution that is kept. fork: see ``fork()``, which makes such sandboxes.
     """
 
     def __init__(
@@ -62,8 +75,13 @@ class Sandbox:
         name: str = "",
         on_waiting: Callable[[str], None] | None = None,
         max_output_bytes: int = MAX_OUTPUT_BYTES,
+        fork: str | None = None,
     ) -> None:
         self.profile = profile
+        #: saved states of this sandbox
+        self.snapshots = SnapshotManager(self)
+        self._fork = fork
+        self._silence: asyncio.Future[None] | None = None
         self._name = name or f"sandbox-{os.getpid()}"
         self._on_waiting = on_waiting
         self._max_output_bytes = max_output_bytes
@@ -98,11 +116,10 @@ class Sandbox:
         """
         if self._lease is not None:
             return
-        lease = await leases.take(self.profile, self._name, self._on_waiting)
-        self._lease = lease
-        self._ledger.keep_code = lease.vm.audit_code
-        self._stream = VsockProtocol(lease.stream, self._received, self._stream_ended)
-        self._unwatch = leases.watch(lease, self._end)
+        fork, self._fork = self._fork, None
+        self._occupy(await leases.take(self.profile, self._name, self._on_waiting, fork))
+        if fork is not None and self._stream is not None:
+            self._stream.send_json(Kind.THAW, {})
 
     async def close(self) -> None:
         """Give the VM back: the pool destroys it. An execution that is under way raises SandboxClosed."""
@@ -161,6 +178,91 @@ class Sandbox:
     def _note(self, event: str, fields: dict[str, Any]) -> bool:
         return self._lease is not None and self._lease.connection.note(event, fields)
 
+    # ---- saved states
+
+    async def fork(self, count: int = 1) -> list[Sandbox]:
+        """Sandboxes that go on from this very state, each with its own VM, random numbers and names. This one, too.
+
+        To try several ways at once. They are started, and independent: close each, or use it in ``async with``.
+        Waits for the execution that is under way. Raises as start(), and CheckpointError; then there are none.
+        """
+        async with self.forking() as token:
+            children = [
+                Sandbox(
+                    self.profile,
+                    name=f"{self._name}-fork-{number + 1}",
+                    on_waiting=self._on_waiting,
+                    max_output_bytes=self._max_output_bytes,
+                    fork=token,
+                )
+                for number in range(count)
+            ]
+            try:
+                await asyncio.gather(*(child.start() for child in children))
+            except BaseException:
+                for child in children:
+                    await child.close()
+                raise
+        return children
+
+    @asynccontextmanager
+    async def forking(self) -> AsyncIterator[str]:
+        """Save the present state for sandboxes that are made with ``fork=`` the token that this gives, within it."""
+        async with self.standing_still() as ask:
+            token = await ask(lambda pool: pool.fork())
+        try:
+            yield token
+        finally:
+            async with self.undisturbed() as ask:
+                await ask(lambda pool: pool.delete_checkpoint(token))
+
+    @asynccontextmanager
+    async def undisturbed(self) -> AsyncIterator[Ask]:
+        """Nothing is executed meanwhile; what it gives asks the pool service over the lease. For SnapshotManager."""
+        async with self._lock:
+            await self._stop_abandoned()
+            if self._lease is None:
+                raise self._cause
+            lease = self._lease
+            self._unwatch()
+            try:
+                yield lambda question: leases.ask(lease, question)
+            finally:
+                if self._lease is not None:
+                    self._unwatch = leases.watch(self._lease, self._end)
+
+    @asynccontextmanager
+    async def standing_still(self) -> AsyncIterator[Ask]:
+        """As undisturbed(), and the guest's agent has fallen silent. For SnapshotManager."""
+        async with self.undisturbed() as ask:
+            assert self._stream is not None
+            self._silence = asyncio.get_running_loop().create_future()
+            self._stream.send_json(Kind.FREEZE, {})
+            try:
+                async with asyncio.timeout(SILENCE_S):
+                    await self._silence
+                yield ask
+            except TimeoutError:
+                raise CheckpointError("The guest did not fall silent.", "Its state was not saved.") from None
+            finally:
+                self._silence = None
+                if self._stream is not None:
+                    self._stream.send_json(Kind.THAW, {})
+
+    def move(self, lease: Lease) -> None:
+        """Go on in another VM that has come over the same lease and waits for THAW. For SnapshotManager."""
+        if self._stream is not None:
+            self._stream.close()
+        self._lease = lease
+        self._stream = VsockProtocol(lease.stream, self._received, self._stream_ended)
+        self._stream.send_json(Kind.THAW, {})
+
+    def _occupy(self, lease: Lease) -> None:
+        self._lease = lease
+        self._ledger.keep_code = lease.vm.audit_code
+        self._stream = VsockProtocol(lease.stream, self._received, self._stream_ended)
+        self._unwatch = leases.watch(lease, self._end)
+
     # ---- stopping
 
     async def _stop(self, run: _Run) -> None:
@@ -204,6 +306,8 @@ class Sandbox:
                 self._jupyter_message(kind, parse_guest(unpack_parts(body)), len(body))
             elif kind is Kind.KERNEL_DIED:
                 self._end(python_ended(decode_json(body), self.vm.memory_mib if self.vm is not None else None))
+            elif kind is Kind.FROZEN and self._silence is not None and not self._silence.done():
+                self._silence.set_result(None)
             elif kind is Kind.INTERRUPTED:
                 # ipykernel acts on an interrupt of code that awaits something when its event loop wakes up
                 self._send("comm_info_request", {})
@@ -251,6 +355,8 @@ class Sandbox:
         self._ledger.vm_ended()
         self._lease.connection.close()
         self._lease = self._stream = None
+        if self._silence is not None and not self._silence.done():
+            self._silence.set_exception(cause)
         for run in self._runs.values():
             if not run.ended.done():
                 run.ended.set_exception(cause)

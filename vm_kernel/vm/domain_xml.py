@@ -92,6 +92,8 @@ def domain_xml(spec: VMSpec, role: Role, name: str, uuid: UUID, generation: UUID
     <qemu:arg value='-object'/>
     <qemu:arg value={quoteattr(_ram(spec, role))}/>
     <qemu:arg value='-machine'/><qemu:arg value='memory-backend=golden'/>
+    <!-- Device state that was saved without RAM has no section about the configuration; so nothing of ours has one. -->
+    <qemu:arg value='-global'/><qemu:arg value='migration.send-configuration=off'/>
     {"" if role.boot else "<qemu:arg value='-incoming'/><qemu:arg value='defer'/>"}
   </qemu:commandline>
   <qemu:capabilities>

@@ -60,6 +60,8 @@ class GoldenSnapshot:
         self.spec = spec
         self.folder = folder
         self.memfd = memfd
+        #: by which the image is known in the memory map of a QEMU, even when it has been closed here
+        self.ram_inode = os.fstat(memfd).st_ino
         self.state = state
         self.built = built
         self._guard = threading.Lock()

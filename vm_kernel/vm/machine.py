@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,6 +72,18 @@ class _Domain:
             self._destroyed = True
 
 
+class Pause:
+    """How long a VM stood still, in milliseconds; known when it runs again."""
+
+    def __init__(self) -> None:
+        self.ms = 0.0
+        self._began = time.perf_counter()
+
+    def end(self) -> None:
+        """It runs again."""
+        self.ms = 1000 * (time.perf_counter() - self._began)
+
+
 class Machine(_Domain):
     """A running VM. The pool gets it from :func:`clone` or :meth:`PreparedMachine.restore`.
 
@@ -88,6 +102,22 @@ class Machine(_Domain):
         """Bytes of host memory that it has for itself. Raises ProcessLookupError if it has gone."""
         return unique_memory(self.pid)
 
+    @contextmanager
+    def paused(self) -> Iterator[Pause]:
+        """The VM stands still. ``checkpoints`` reads its memory then. Raises VMError; it runs on in any case."""
+        monitor, pause = Monitor(self._domain), Pause()
+        try:
+            monitor.command("stop")
+            yield pause
+        finally:
+            with suppress(VMError):  # then it has ended, and whoever waits for it is told so
+                monitor.command("cont")
+            pause.end()
+
+    def save_devices(self, target: Path) -> None:
+        """Write the state of its devices, without its RAM, to a new file. Only while it is paused. Raises VMError."""
+        Monitor(self._domain).save_devices(target)
+
 
 class PreparedMachine(_Domain):
     """A QEMU that was started ahead and waits, empty, for the golden snapshot: the slow half of a clone."""
@@ -95,11 +125,14 @@ class PreparedMachine(_Domain):
     _golden: GoldenSnapshot
     _start_ms: float
 
-    def restore(self) -> Machine:
-        """Load the golden snapshot and run. Raises CloneError; the shell is then destroyed. Call it once."""
+    def restore(self, state: bytes | None = None) -> Machine:
+        """Load device state, the golden snapshot's unless told otherwise, and run. Call it once.
+
+        Raises CloneError; the shell is then destroyed.
+        """
         began = time.perf_counter()
         try:
-            Monitor(self._domain).load_state(self._golden.state, _LOAD_TIMEOUT_S)
+            Monitor(self._domain).load_state(self._golden.state if state is None else state, _LOAD_TIMEOUT_S)
             loaded = time.perf_counter()
             self._domain.resume()
             machine = Machine(self._hv, self.name, UUID(self.uuid), self._domain, self._qemu, self.channel_path)
