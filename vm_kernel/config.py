@@ -31,14 +31,16 @@ class Profile:
     vcpus: int
     min_warm: int
     max_vms: int
+    ttl_s: float
 
 
 @dataclass(frozen=True)
 class LoadedConfig:
-    """The pool's configuration and the files that it came from (none: all defaults)."""
+    """The pool's configuration, the files that it came from (none: all defaults), and where they were looked for."""
 
     pool: PoolConfig
     files: list[Path] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
 
 
 class PoolConfig(Configurable):
@@ -49,9 +51,41 @@ class PoolConfig(Configurable):
     vm_vcpus = Int(1, min=1, max=64, help="Virtual CPUs of a VM.").tag(config=True)
     min_warm = Int(2, min=0, max=1000, help="Warm VMs that are kept ready.").tag(config=True)
     max_vms = Int(8, min=1, max=10000, help="VMs at the most, warm and leased together.").tag(config=True)
+    ttl_s = Float(
+        86400.0, min=0.0, help="A warm VM that is older than so many seconds is replaced by a new one; 0: never."
+    ).tag(config=True)
     profiles = Dict(
-        help="More profiles by name; each may set image, memory_mib, vcpus, min_warm, max_vms. What it leaves "
+        help="More profiles by name; each may set image, memory_mib, vcpus, min_warm, max_vms, ttl_s. What it leaves "
         "out is as above. The profile 'default' is always there.",
+    ).tag(config=True)
+    prepared = Int(
+        1,
+        min=0,
+        max=64,
+        help="Empty QEMUs of each profile in use that wait for a VM to be forked into them, beside max_vms: a refill "
+        "takes half as long. 0: none.",
+    ).tag(config=True)
+    golden_max_age_s = Float(
+        7 * 86400.0,
+        min=0.0,
+        help="A golden snapshot older than so many seconds is built anew in the background: VMs of one snapshot share "
+        "the layout of their memory. 0: never.",
+    ).tag(config=True)
+    health_interval_s = Float(
+        30.0, min=0.0, help="Each warm VM is asked every so many seconds whether it is well; 0: never."
+    ).tag(config=True)
+    health_timeout_s = Float(
+        10.0, min=0.1, help="A warm VM that does not answer within so many seconds is replaced."
+    ).tag(config=True)
+    memory_overcommit = Float(
+        2.0,
+        min=0.1,
+        max=100.0,
+        help="How much memory VMs may be promised, for each MiB that the host has free. 1: no VM is started unless "
+        "every VM could use all its memory at once. 2: sessions that use half of theirs, on the average, fit.",
+    ).tag(config=True)
+    memory_reserve_mib = Int(
+        256, min=0, max=1 << 20, help="Memory of the host, in MiB, that is never counted on for VMs."
     ).tag(config=True)
     accelerator = Enum(ACCELERATORS, "auto", help="auto: KVM if a guest really runs under it.").tag(config=True)
     transport = Enum(TRANSPORTS, "auto", help="auto: vsock if /dev/vhost-vsock can be opened.").tag(config=True)
@@ -60,6 +94,12 @@ class PoolConfig(Configurable):
     ).tag(config=True)
     acquire_timeout_s = Float(
         60.0, min=0.0, help="How long, in seconds, a lease waits for a free VM of a full pool."
+    ).tag(config=True)
+    max_queue = Int(200, min=0, max=10000, help="Leases of one profile that may wait at the same time.").tag(
+        config=True
+    )
+    drain_s = Float(
+        0.0, min=0.0, help="When the service gets SIGTERM, sessions have so many seconds to end by themselves."
     ).tag(config=True)
     idle_exit_s = Float(900.0, min=0.0, help="The service ends after so many seconds without a lease; 0: never.").tag(
         config=True
@@ -124,6 +164,7 @@ class PoolConfig(Configurable):
             "vcpus": self.vm_vcpus,
             "min_warm": self.min_warm,
             "max_vms": self.max_vms,
+            "ttl_s": self.ttl_s,
         }
         if unknown := set(own) - set(values):
             raise ConfigError(
@@ -144,6 +185,7 @@ def _checked_profile(name: str, values: dict[str, Any]) -> Profile:
         vcpus = Int(values["vcpus"], min=1, max=64)
         min_warm = Int(values["min_warm"], min=0, max=1000)
         max_vms = Int(values["max_vms"], min=1, max=10000)
+        ttl_s = Float(values["ttl_s"], min=0.0)
 
     try:
         return Profile(name=name, **Checked(**values).trait_values())
@@ -151,23 +193,45 @@ def _checked_profile(name: str, values: dict[str, Any]) -> Profile:
         raise ConfigError(f"Profile {name!r}: {error}", f"Mend it in {CONFIG_FILE}.") from None
 
 
-def load_config() -> LoadedConfig:
+def load_config(before: LoadedConfig | None = None) -> LoadedConfig:
     """Read every ``vm_kernel_config.py`` on Jupyter's configuration path, the most specific last.
 
-    Raises ConfigError that names the file, and the line where there is one.
+    before: what was loaded when the service started, to look in the same folders again: a service that root started
+    has become somebody else since. Raises ConfigError that names the file, and the line where there is one.
     """
-    from jupyter_core.paths import jupyter_config_path
-
     merged, files = Config(), []
-    for folder in reversed(jupyter_config_path()):
+    folders = before.folders if before else _folders()
+    for folder in folders:
+        file = folder / CONFIG_FILE
         try:
-            merged.merge(PyFileConfigLoader(CONFIG_FILE, path=folder).load_config())
+            merged.merge(PyFileConfigLoader(CONFIG_FILE, path=str(folder)).load_config())
         except ConfigFileNotFound:
+            if before and file in before.files:
+                _check_removed(file)
             continue
         except BaseException as error:
-            raise _broken(Path(folder) / CONFIG_FILE, error) from error
-        files.append(Path(folder) / CONFIG_FILE)
-    return LoadedConfig(_checked_pool_config(merged, files), files)
+            raise _broken(file, error) from error
+        files.append(file)
+    return LoadedConfig(_checked_pool_config(merged, files), files, folders)
+
+
+def _folders() -> list[Path]:
+    from jupyter_core.paths import jupyter_config_path
+
+    return [Path(folder) for folder in reversed(jupyter_config_path())]
+
+
+def _check_removed(file: Path) -> None:
+    """Raises ConfigError if a file that was there is there still, and we may not look."""
+    try:
+        file.stat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigError(
+            f"The configuration file {file} cannot be read by the user who runs the pool service: {error.strerror}.",
+            f"Move it to /etc/jupyter/{CONFIG_FILE}; or stop the service, which reads it when it starts.",
+        ) from None
 
 
 def _checked_pool_config(merged: Config, files: list[Path]) -> PoolConfig:

@@ -114,11 +114,12 @@ def test_a_truncated_image_is_named_and_the_service_lives_on(configured, vm_home
 def test_a_pool_at_its_limit_says_so_and_recovers(configured) -> None:  # type: ignore[no-untyped-def]
     configured("c.PoolConfig.max_vms = 1; c.PoolConfig.min_warm = 1; c.PoolConfig.acquire_timeout_s = 0.5")
     first = PoolConnection.open()
-    first.acquire()
+    lease = first.acquire()
     with pytest.raises(PoolFull, match="All 1 VMs") as caught:
         acquire()
     assert "max_vms" in caught.value.hint
     first.close()
+    lease.stream.close()
     acquire()
 
 

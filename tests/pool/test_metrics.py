@@ -73,8 +73,9 @@ def value(samples: Samples, name: str, **labels: str) -> float:
 
 def test_the_pools_sizes_times_and_failures_are_there(pool: PoolConnection) -> None:
     with closing(PoolConnection.open()) as holder:
-        holder.acquire()
+        lease = holder.acquire()
         status, samples = pool.status(), parse(pool.metrics())
+        lease.stream.close()
     leased = value(samples, "vm_kernel_vms", profile="default", state="leased")
     assert leased == status["profiles"][0]["leased"] >= 1
     assert value(samples, "vm_kernel_vms_max", profile="default") == 12

@@ -8,6 +8,7 @@ import os
 import resource
 import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,7 @@ def test_a_snapshot_built_anew_has_another_build_id_and_replaces_the_old_one(pla
     def body() -> None:
         with place.hypervisor() as hv:
             old = load_or_build(hv, tiny, place.golden, silent)
-            new = load_or_build(hv, tiny, place.golden, silent, anew=True)
+            new = load_or_build(hv, tiny, place.golden, silent, not_before=datetime.now(UTC))
             assert (new.built, new.key) == (True, old.key)
             assert new.build_id != old.build_id
             assert old.created_at < new.created_at

@@ -150,7 +150,9 @@ def transport(pool: PoolConfig) -> Check:
 
 def memory(pool: PoolConfig) -> Check:
     """Is there memory for the golden image and the VMs?"""
-    available = _available_mib()
+    from vm_kernel.vm.memory import available_mib
+
+    available = available_mib()
     least = sum(2 * profile.memory_mib for profile in pool.all_profiles())
     most = sum((profile.max_vms + 1) * profile.memory_mib for profile in pool.all_profiles())
     summary = f"{available} MiB available; all VMs at their limit would take {most} MiB"
@@ -243,10 +245,3 @@ def _kvm_hint(reason: str, user: str) -> str:
         name = user if os.geteuid() == 0 else "$USER"
         return f"Let {name} use it: chgrp kvm /dev/kvm; chmod 660 /dev/kvm; usermod -aG kvm {name} (and log in again)."
     return "Use a machine whose KVM can run Linux guests."
-
-
-def _available_mib() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) // 1024
-    return 0

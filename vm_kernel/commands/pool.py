@@ -19,8 +19,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     starter = actions.add_parser("start", help="start the service if it is not running")
     starter.set_defaults(run=start)
     stopper = actions.add_parser("stop", help="end every session and VM, then the service")
+    stopper.add_argument(
+        "--drain", type=float, default=0.0, metavar="S", help="seconds that sessions have to end by themselves first"
+    )
     stopper.add_argument("--timeout", type=float, default=30.0, metavar="S", help="seconds to wait (default: 30)")
     stopper.set_defaults(run=stop)
+    reloader = actions.add_parser("reload", help="read the configuration anew; sessions go on")
+    reloader.set_defaults(run=reload)
     shower = actions.add_parser("status", help="what the service is doing")
     shower.add_argument("--json", action="store_true", help="for programs")
     shower.set_defaults(run=status)
@@ -51,10 +56,28 @@ def stop(args: argparse.Namespace) -> int:
         print("The pool service is not running.")
         return 0
     try:
-        connection.stop(args.timeout)
+        connection.stop(args.timeout, args.drain)
     finally:
         connection.close()
     print("The pool service has stopped; no VM is left.")
+    return 0
+
+
+def reload(args: argparse.Namespace) -> int:
+    """Have the service read its configuration. Raises ConfigError or ImageError; the old one stays in force then."""
+    from vm_kernel.pool.client import PoolConnection
+
+    connection = PoolConnection.open(start_service=False)
+    try:
+        changes = connection.reload()
+    finally:
+        connection.close()
+    for change in changes["changed"]:
+        print(change)
+    if changes["at_next_start"]:
+        print(f"In force only after `vm-kernel pool stop`: {', '.join(changes['at_next_start'])}.")
+    if not changes["changed"] and not changes["at_next_start"]:
+        print("Nothing has changed.")
     return 0
 
 

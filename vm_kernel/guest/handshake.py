@@ -65,10 +65,16 @@ def reclaim(sock: socket.socket, name: str, *, same_session: bool, timeout_s: fl
 
 
 def check_health(sock: socket.socket, timeout_s: float = 5.0) -> dict[str, Any]:
-    """Ask a warm VM's agent how it is. Raises CloneError or GuestProtocolError if it is not to be leased."""
-    health = ping(FrameStream(sock), time.monotonic() + timeout_s)
+    """Ask a warm VM's agent how it is. Raises CloneError or GuestProtocolError if it is not to be leased.
+
+    The pool service calls it in its executor; nobody else may read from the socket meanwhile.
+    """
+    stream = FrameStream(sock)
+    health = ping(stream, time.monotonic() + timeout_s)
     if health.get("kernel_alive") is not True:
         raise CloneError("The kernel of a warm VM has ended.")
+    if not stream.idle:
+        raise GuestProtocolError("The guest sent more than it was asked for, before its VM was leased.")
     return health
 
 
@@ -93,13 +99,20 @@ def _identity(name: str) -> dict[str, Any]:
     }
 
 
+def _wait(stream: FrameStream, timeout_s: float) -> None:
+    # not select(), which knows no descriptors above 1023
+    poller = select.poll()
+    poller.register(stream, select.POLLIN | (select.POLLOUT if stream.wants_write else 0))
+    poller.poll(1000 * timeout_s)
+
+
 def _expect(stream: FrameStream, kind: Kind, deadline: float) -> dict[str, Any]:
     """The next message, which must be of that kind."""
     while True:
         left = deadline - time.monotonic()
         if left <= 0:
             raise CloneError(f"The guest sent no {kind.name} in time.")
-        select.select([stream], [stream] if stream.wants_write else [], [], left)
+        _wait(stream, left)
         stream.flush()
         try:
             messages = stream.receive()

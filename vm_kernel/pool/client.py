@@ -136,10 +136,18 @@ class PoolConnection:
         self._sock.sendall(encode({"op": "metrics"}))
         return str(self._event(timeout_s).get("text"))
 
-    def stop(self, timeout_s: float = 60.0) -> None:
-        """End every lease and VM and the service itself; returns when nothing is left running."""
-        self._sock.sendall(encode({"op": "stop"}))
-        self._event(timeout_s)
+    def stop(self, timeout_s: float = 60.0, drain_s: float = 0.0) -> None:
+        """End every lease and VM and the service itself; returns when nothing is left running.
+
+        drain_s: seconds that sessions have to end by themselves; no new lease is given meanwhile.
+        """
+        self._sock.sendall(encode({"op": "stop", "drain_s": drain_s}))
+        self._event(timeout_s + drain_s)
+
+    def reload(self, timeout_s: float = 60.0) -> dict[str, Any]:
+        """Have the service read its configuration anew. Returns what has changed; raises ConfigError, ImageError."""
+        self._sock.sendall(encode({"op": "reload"}))
+        return self._event(timeout_s)
 
     def note(self, event: str, fields: dict[str, Any]) -> bool:
         """Tell the service something about the session of this lease, see ``pool/notes.py``; there is no answer.

@@ -5,26 +5,29 @@ The pool calls it in its executor, several clones at once.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from vm_kernel import paths
 from vm_kernel.config import PoolConfig, Profile
-from vm_kernel.errors import CloneError
+from vm_kernel.errors import CloneError, HostError
 from vm_kernel.guest import handshake
 from vm_kernel.guest.transport import connect
 from vm_kernel.image.initramfs import boot_initrd
 from vm_kernel.image.store import Image, open_image
 from vm_kernel.vm import checkpoints, host
 from vm_kernel.vm.checkpoints import Checkpoint
-from vm_kernel.vm.golden import GoldenSnapshot, load_or_build, prune
+from vm_kernel.vm.golden import GoldenSnapshot, golden_key, load_or_build, prune
 from vm_kernel.vm.hypervisor import Hypervisor
-from vm_kernel.vm.machine import Machine, clone, prepare
+from vm_kernel.vm.machine import Machine, PreparedMachine, prepare
 from vm_kernel.vm.memory import unique_memory
 from vm_kernel.vm.spec import VMSpec
 
@@ -47,7 +50,6 @@ class WarmMachine(NamedTuple):
 
     machine: Machine
     stream: socket.socket
-    warm_s: float
 
 
 class VMFactory:
@@ -73,53 +75,59 @@ class VMFactory:
             self._hypervisor.close()
             self._hypervisor = None
 
-    def source(self, profile: Profile, progress: Progress) -> Source:
-        """The golden snapshot of a profile, loaded, or built if there is none that fits.
+    def source(self, profile: Profile, progress: Progress, not_before: datetime | None = None) -> Source:
+        """The golden snapshot of a profile, loaded, or built if there is none that fits and is not older.
 
         Raises ImageError, HostError, GoldenError. One at a time: two profiles may share a snapshot.
         """
         image = open_image(profile.image)
-        with self._building:
+        with self._building, _clear_disk_errors():
             self._probe(image, progress)
-            golden = load_or_build(self.hypervisor, self._spec(image, profile), paths.golden_dir(), progress)
-            _forget_unused(golden.key)
-        self._publish(profile, image)
+            spec = self._spec(image, profile)
+            golden = load_or_build(self.hypervisor, spec, paths.golden_dir(), progress, not_before)
+            try:
+                _forget_unused(golden.key)
+                self._publish(profile, image)
+            except BaseException:
+                golden.close()
+                raise
         return Source(profile.name, image, golden)
 
-    def warm_machine(self, source: Source, name: str) -> WarmMachine:
-        """Fork a VM, connect to its agent, make it unique. Raises VMError; nothing is left behind then."""
-        started = time.perf_counter()
-        machine = clone(self.hypervisor, source.golden, name)
-        try:
-            stream = connect(machine.channel_path, machine.cid)
-            try:
-                handshake.claim(stream, name)
-            except BaseException:
-                stream.close()
-                raise
-        except BaseException:
-            machine.destroy()
-            raise
-        return WarmMachine(machine, stream, time.perf_counter() - started)
+    def fits(self, source: Source, profile: Profile) -> bool:
+        """Whether the image, the agent and the settings are still those that the snapshot was made of.
 
-    def restored_machine(self, source: Source, name: str, checkpoint: Checkpoint, same_session: bool) -> WarmMachine:
+        Raises ImageError, HostError. Called when the configuration was read anew.
+        """
+        image = open_image(profile.image)
+        with self._building, _clear_disk_errors():
+            key = golden_key(self._spec(image, profile), self.hypervisor.facts())
+        return key == source.golden.key
+
+    def prepare(self, source: Source, name: str) -> PreparedMachine:
+        """Start a QEMU for :meth:`warm_machine` ahead of time. Raises CloneError. The caller holds the snapshot."""
+        return prepare(self.hypervisor, source.golden, name)
+
+    def warm_machine(self, source: Source, name: str, shell: PreparedMachine | None = None) -> WarmMachine:
+        """Fork a VM, in ``shell`` if there is one, connect to its agent, make it unique.
+
+        Raises VMError; nothing is left behind then. The caller holds the snapshot (``golden.hold``).
+        """
+        machine = (shell or self.prepare(source, name)).restore()
+        return _connected(machine, lambda stream: handshake.claim(stream, name))
+
+    def restored_machine(
+        self, source: Source, name: str, shell: PreparedMachine | None, checkpoint: Checkpoint, same_session: bool
+    ) -> WarmMachine:
         """Make a VM that goes on from ``checkpoint``, and connect to its agent, which waits for THAW.
 
-        Raises VMError; nothing is left behind then.
+        Raises VMError; nothing is left behind then. The caller holds the snapshot.
         """
-        started = time.perf_counter()
-        machine = checkpoints.restore(prepare(self.hypervisor, source.golden, name), source.golden, checkpoint)
-        try:
-            stream = connect(machine.channel_path, machine.cid)
-            try:
-                handshake.reclaim(stream, name, same_session=same_session)
-            except BaseException:
-                stream.close()
-                raise
-        except BaseException:
-            machine.destroy()
-            raise
-        return WarmMachine(machine, stream, time.perf_counter() - started)
+        machine = checkpoints.restore(shell or self.prepare(source, name), source.golden, checkpoint)
+        return _connected(machine, lambda stream: handshake.reclaim(stream, name, same_session=same_session))
+
+    def abort(self, name: str) -> None:
+        """Kill the QEMU of a VM that does not become warm: the thread that makes it gets an error."""
+        self.hypervisor.abort(name)
 
     def memory_mib(self, machine: Machine) -> float | None:
         """Memory of the host that this VM has for itself, in MiB; None if it has ended."""
@@ -179,9 +187,37 @@ class VMFactory:
         new.replace(target)
 
 
+def _connected(machine: Machine, greet: Callable[[socket.socket], object]) -> WarmMachine:
+    """Connect to the agent of a VM that runs and ``greet`` it. If that fails, the VM goes."""
+    try:
+        stream = connect(machine.channel_path, machine.cid)
+        try:
+            greet(stream)
+        except BaseException:
+            stream.close()
+            raise
+    except BaseException:
+        machine.destroy()
+        raise
+    return WarmMachine(machine, stream)
+
+
 def _forget_unused(key: str) -> None:
     """Note that ``key`` is in use, and remove snapshots that have not been for long: each is hundreds of megabytes."""
     folder = paths.golden_dir()
     os.utime(folder / key)
     oldest = time.time() - KEEP_GOLDEN_S
     prune(folder, {key} | {entry.name for entry in folder.iterdir() if entry.stat().st_mtime > oldest})
+
+
+@contextmanager
+def _clear_disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        raise HostError(
+            f"What VMs need cannot be kept in {error.filename or paths.home()}: {error.strerror}.",
+            "Make room there, or set VM_KERNEL_HOME to another place.",
+        ) from error

@@ -20,6 +20,8 @@ from vm_kernel.errors import CheckpointError, PoolRequestError, VMDied, VMKernel
 from vm_kernel.pool.checkpoints import Entry, SessionCheckpoints
 from vm_kernel.pool.lines import LineReader
 from vm_kernel.pool.protocol import VMFacts, decode, encode, error_event
+from vm_kernel.pool.restoring import fork as fork_vm
+from vm_kernel.pool.restoring import restore
 from vm_kernel.pool.state import LeaseHolder, PooledVM
 
 if TYPE_CHECKING:
@@ -121,8 +123,7 @@ class Lease:
 
     async def _tell_end(self, reading: asyncio.Future[Any]) -> str:
         cause = self.vm.ended.result()
-        with suppress(OSError):
-            self._connection.send(encode({"event": "vm_gone", "reason": cause}))
+        self._tell({"event": "vm_gone", "reason": cause})
         # the client closes when it has read that; one that does not is not waited for
         await asyncio.wait([reading], timeout=5.0)
         return cause
@@ -181,7 +182,7 @@ class Lease:
         """Give the holder a VM that goes on from a checkpoint. The present one goes when the other is there."""
         checkpoint, source = await self._checkpoints.find(name, self._pool.source)
         old = self.vm
-        new = await self._pool.restore(source, checkpoint, self.holder, same_session=True)
+        new = await restore(self._pool, source, checkpoint, self.holder, same_session=True)
         if old.ended.done():
             await self._pool.release(new, "the session that wanted it has ended")
             raise VMDied(f"The virtual machine has ended: {old.ended.result()}", "Its state is lost.")
@@ -208,6 +209,12 @@ class Lease:
         socket.send_fds(self._connection, [encode({"event": "lease", "vm": facts})], [vm.stream.fileno()])
         vm.stream.close()
         vm.stream = None
+        vm.tell = self._tell
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        """For events that the holder has not asked for."""
+        with suppress(OSError):
+            self._connection.send(encode(event))
 
     async def _send(self, event: dict[str, Any]) -> None:
         await asyncio.get_running_loop().sock_sendall(self._connection, encode(event))
@@ -237,7 +244,7 @@ async def _acquire(
     if fork is None or fork.source is None:
         acquiring = asyncio.ensure_future(pool.acquire(holder, tell))
     else:
-        acquiring = asyncio.ensure_future(pool.fork(fork.source, fork.checkpoint, holder, tell))
+        acquiring = asyncio.ensure_future(fork_vm(pool, fork.source, fork.checkpoint, holder, tell))
     try:
         await _first(acquiring, closed)
         if acquiring.done():

@@ -8,6 +8,7 @@ import fcntl
 import json
 import logging
 import os
+import resource
 import sys
 from logging.handlers import RotatingFileHandler
 
@@ -22,6 +23,7 @@ from vm_kernel.pool.service import PoolService
 
 LOG_BYTES = 4 * 1024 * 1024
 LOG_FILES = 3
+MAX_DESCRIPTORS = 16384
 
 
 class Starter:
@@ -56,6 +58,7 @@ def main() -> None:
             starter.say({"event": "running"})
             return
         _log_to_file()
+        _allow_descriptors()
         _serve(loaded, caller, starter)
     except VMKernelError as error:
         starter.say(error_event(error))
@@ -70,7 +73,7 @@ def main() -> None:
 def _serve(loaded: LoadedConfig, caller: int, starter: Starter) -> None:
     log = structlog.get_logger()
     log.info("service_starts", pid=os.getpid(), uid=os.geteuid(), config=[str(path) for path in loaded.files])
-    service = PoolService(loaded.pool, allowed_uids={0, os.geteuid(), caller})
+    service = PoolService(loaded, allowed_uids={0, os.geteuid(), caller})
     try:
         asyncio.run(service.run(on_listening=lambda: starter.say({"event": "listening"})))
     except Exception:
@@ -93,6 +96,13 @@ def _lock() -> int | None:
         os.close(fd)
         return None
     return fd
+
+
+def _allow_descriptors() -> None:
+    """As many as we may have: a thousand connections and a hundred VMs are more than the usual soft limit of 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
 
 
 def _log_to_file() -> None:

@@ -6,7 +6,8 @@ A client sends one request::
     {"op": "acquire", "fork": token, …}                            a lease whose VM begins from another's state
     {"op": "status"}                                                one answer
     {"op": "metrics"}                                               one answer; GET /metrics HTTP/1.1 has one, too
-    {"op": "stop"}                                                  one answer, when all VMs have gone
+    {"op": "reload"}                                                one answer: the configuration was read anew
+    {"op": "stop", "drain_s": 60}                                   one answer, when all VMs have gone
 
 and, while it has a lease, one after the other::
 

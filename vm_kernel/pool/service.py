@@ -16,9 +16,10 @@ from typing import Any
 import structlog
 
 from vm_kernel import __version__, paths
-from vm_kernel.config import PoolConfig
-from vm_kernel.errors import PoolRequestError, VMKernelError
+from vm_kernel.config import LoadedConfig
+from vm_kernel.errors import PoolRequestError, PoolUnavailable, VMKernelError
 from vm_kernel.pool import http
+from vm_kernel.pool.admission import Admission
 from vm_kernel.pool.checkpoints import CheckpointStore
 from vm_kernel.pool.factory import VMFactory
 from vm_kernel.pool.lease import serve_lease
@@ -28,20 +29,25 @@ from vm_kernel.pool.observer import Observer
 from vm_kernel.pool.peer import Peer, peer_of
 from vm_kernel.pool.pool import ProfilePool
 from vm_kernel.pool.protocol import decode, encode, error_event
+from vm_kernel.pool.reload import Reloading
+from vm_kernel.pool.state import PooledVM, VMState
 from vm_kernel.pool.status import status_of
 
 #: a client that connects must say what it wants within so many seconds
 REQUEST_TIMEOUT_S = 10.0
 #: connections at the same time; further ones wait in the socket's backlog
 MAX_CONNECTIONS = 1000
+#: the longest that a stop may wait for sessions, in seconds: a day
+MAX_DRAIN_S = 86400.0
 
 
 class PoolService:
     """Serves leases until it is told to stop, gets SIGTERM, or has been idle for long enough."""
 
-    def __init__(self, config: PoolConfig, allowed_uids: set[int]) -> None:
-        self.config = config
-        self.factory = VMFactory(config)
+    def __init__(self, loaded: LoadedConfig, allowed_uids: set[int]) -> None:
+        self.config = loaded.pool
+        self.factory = VMFactory(self.config)
+        self.admission = Admission(self.config, lambda: [vm for pool in self.pools.values() for vm in pool.vms])
         self.acquire_times = Durations()
         self.leases = 0
         self.started_at = datetime.now(UTC)
@@ -49,8 +55,10 @@ class PoolService:
         self.observer = Observer(self)
         self._allowed_uids = allowed_uids
         self._executor = ThreadPoolExecutor(max_workers=2 * max(4, os.cpu_count() or 1), thread_name_prefix="vm")
-        self.checkpoints = CheckpointStore(config.checkpoint_disk_mib, self._executor)
+        self.checkpoints = CheckpointStore(self.config.checkpoint_disk_mib, self._executor)
         self._stopping = asyncio.Event()
+        self._drain_until = 0.0
+        self._reloading = Reloading(self, loaded)
         self._connections: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
         self._stoppers: list[asyncio.Future[None]] = []
@@ -61,7 +69,8 @@ class PoolService:
         listener = _listen()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stopping.set)
+            loop.add_signal_handler(number, self._told_to_end)
+        loop.add_signal_handler(signal.SIGHUP, self._reloading.begin)
         try:
             leftovers = await loop.run_in_executor(self._executor, self.factory.open)
             self.checkpoints.open()
@@ -73,8 +82,9 @@ class PoolService:
             accepting = asyncio.create_task(self._accept(listener))
             idling = asyncio.create_task(self._idle_exit())
             await self._stopping.wait()
-            accepting.cancel()
             idling.cancel()
+            await self._drain()
+            accepting.cancel()
         finally:
             await self._shut_down(listener)
 
@@ -82,9 +92,46 @@ class PoolService:
         """The pool of a profile. Raises UnknownProfile."""
         if profile not in self.pools:
             self.pools[profile] = ProfilePool(
-                self.config.profile(profile), self.factory, self._executor, self.config.acquire_timeout_s
+                self.config.profile(profile), self.config, self.factory, self._executor, self.admission
             )
+            if self._stopping.is_set():
+                self.pools[profile].ending = _stopping()
         return self.pools[profile]
+
+    def check_running(self) -> None:
+        """Raises PoolUnavailable if the service is stopping."""
+        if self._stopping.is_set():
+            raise _stopping()
+
+    def stop(self, drain_s: float) -> None:
+        """No new lease from now on; sessions have ``drain_s`` seconds to end. Said again, the new time counts."""
+        self._drain_until = time.monotonic() + drain_s
+        self._stopping.set()
+        if drain_s:
+            self._tell_holders({"event": "draining", "deadline_s": drain_s})
+
+    def _told_to_end(self) -> None:
+        """SIGTERM. A second one does not wait."""
+        self.stop(0.0 if self._stopping.is_set() else self.config.drain_s)
+
+    def _leased(self) -> list[PooledVM]:
+        busy = (VMState.LEASED, VMState.CHECKPOINTING)
+        return [vm for pool in self.pools.values() for vm in pool.vms if vm.state in busy]
+
+    def _tell_holders(self, event: dict[str, Any]) -> None:
+        for vm in self._leased():
+            if vm.tell is not None:
+                vm.tell(event)
+
+    async def _drain(self) -> None:
+        """Until every session has ended, or its time is up."""
+        await asyncio.gather(*(pool.end(_stopping()) for pool in self.pools.values()))
+        if leases := len(self._leased()):
+            self._log.info("draining", leases=leases, s=round(self._drain_until - time.monotonic(), 1))
+        while True:
+            if not self._leased() or time.monotonic() >= self._drain_until:
+                return
+            await asyncio.sleep(0.05)
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -141,12 +188,17 @@ class PoolService:
             case "http":
                 await http.answer(connection, request, self.observer.metrics.text)
             case "stop":
-                self._log.info("stop_requested", pid=pid)
+                drain_s = _seconds(request.get("drain_s", 0))
+                self._log.info("stop_requested", pid=pid, drain_s=drain_s)
                 gone = loop.create_future()
                 self._stoppers.append(gone)
-                self._stopping.set()
+                self.stop(drain_s)
                 await asyncio.shield(gone)
                 await loop.sock_sendall(connection, encode({"event": "stopped"}))
+            case "reload":
+                self._log.info("reload_requested", pid=pid)
+                changes = await self._reloading.reload()
+                await loop.sock_sendall(connection, encode({"event": "reloaded", **changes._asdict()}))
             case other:
                 raise PoolRequestError(
                     f"The pool service was asked for {str(other)[:100]!r}, which it does not know.",
@@ -160,23 +212,22 @@ class PoolService:
 
     async def _idle_exit(self) -> None:
         """End the service when nobody has been connected for a while."""
-        if not self.config.idle_exit_s:
-            return
         busy_until = time.monotonic()
         while True:
-            await asyncio.sleep(min(5.0, self.config.idle_exit_s / 4))
-            if self._connections:
+            await asyncio.sleep(min(5.0, self.config.idle_exit_s / 4 or 5.0))
+            if self._connections or not self.config.idle_exit_s:
                 busy_until = time.monotonic()
             elif time.monotonic() - busy_until >= self.config.idle_exit_s:
                 self._log.info("idle_exit", idle_s=self.config.idle_exit_s)
-                self._stopping.set()
+                self.stop(0.0)
 
     async def _shut_down(self, listener: socket.socket) -> None:
         """New clients find no socket; VMs go; then the connections are closed."""
         paths.pool_socket().unlink(missing_ok=True)
         listener.close()
         self.observer.close()
-        await asyncio.gather(*(pool.close() for pool in self.pools.values()))
+        await self._reloading.close()
+        await asyncio.gather(*(pool.close(_stopping()) for pool in self.pools.values()))
         await asyncio.get_running_loop().run_in_executor(self._executor, self.factory.close)
         for facts in paths.run_dir().glob("profile-*"):
             facts.unlink(missing_ok=True)
@@ -187,6 +238,17 @@ class PoolService:
         for task in pending:
             task.cancel()
         self._executor.shutdown()
+
+
+def _stopping() -> PoolUnavailable:
+    return PoolUnavailable("The pool service is stopping.", "Run the cell again: that starts a new one.")
+
+
+def _seconds(value: object) -> float:
+    """Of a request. Raises PoolRequestError."""
+    if isinstance(value, (int, float)) and 0 <= value <= MAX_DRAIN_S:
+        return float(value)
+    raise PoolRequestError(f"drain_s must be a number of seconds up to {MAX_DRAIN_S:g}.", "See pool/protocol.py.")
 
 
 def _listen() -> socket.socket:

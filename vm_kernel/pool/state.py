@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import enum
 import socket
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 from vm_kernel.pool.factory import Source
 from vm_kernel.vm.machine import Machine
@@ -46,7 +49,8 @@ class LeaseHolder:
 class PooledVM:
     """One VM of the pool. ``machine`` and ``stream`` are there from WARM on; the stream leaves with the lease.
 
-    ``ended`` gets the cause when the VM ends without having been released.
+    ``ended`` gets the cause when the VM ends without having been released. ``tell`` sends an event to the holder of the
+    lease. ``check``: the health check that has the stream now; ``checked_at``: when the last one ended (monotonic).
     """
 
     name: str
@@ -58,6 +62,9 @@ class PooledVM:
     holder: LeaseHolder | None = None
     source: Source | None = None
     warm_ms: float = 0.0
+    tell: Callable[[dict[str, Any]], None] | None = None
+    check: asyncio.Future[Any] | None = None
+    checked_at: float = field(default_factory=time.monotonic)
     ended: asyncio.Future[str] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     def go(self, state: VMState) -> None:

@@ -14,19 +14,24 @@ def start(vm: PooledVM, ended: Ended) -> None:
     """Watch a warm VM; ``ended`` is called once, on the event loop, with the cause."""
     machine = vm.machine
     assert machine is not None
-    assert vm.stream is not None
-    loop = asyncio.get_running_loop()
 
     def process_ended() -> None:
         stop(vm)
         ended(vm, machine.end_cause())
 
+    asyncio.get_running_loop().add_reader(machine.fileno(), process_ended)
+    start_stream(vm, ended)
+
+
+def start_stream(vm: PooledVM, ended: Ended) -> None:
+    """Watch the stream of a warm VM (again): nothing is to be heard from it."""
+    assert vm.stream is not None
+
     def stream_ready() -> None:
         stop(vm)
         ended(vm, "its guest closed the stream or spoke before it was leased")
 
-    loop.add_reader(machine.fileno(), process_ended)
-    loop.add_reader(vm.stream.fileno(), stream_ready)
+    asyncio.get_running_loop().add_reader(vm.stream.fileno(), stream_ready)
 
 
 def stop_stream(vm: PooledVM) -> None:

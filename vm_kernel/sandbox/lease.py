@@ -54,13 +54,13 @@ def watch(lease: Lease, on_end: Callable[[VMKernelError], None]) -> Callable[[],
 
     def news() -> None:
         try:
-            event = lease.connection.read_event(0.0)
+            while (event := lease.connection.read_event(0.0)) is not None:
+                if event["event"] == "vm_gone":
+                    loop.remove_reader(fd)
+                    on_end(VMDied(f"The virtual machine has ended: {event.get('reason')}", "Its state is lost."))
+                    return
         except VMKernelError:
             loop.remove_reader(fd)
-            return
-        if event is not None and event["event"] == "vm_gone":
-            loop.remove_reader(fd)
-            on_end(VMDied(f"The virtual machine has ended: {event.get('reason')}", "Its state is lost."))
 
     loop.add_reader(fd, news)
     return lambda: _unwatch(loop, fd)

@@ -26,6 +26,7 @@ from vm_kernel.vm import ram_file
 from vm_kernel.vm.domain_xml import Role, domain_xml
 from vm_kernel.vm.host import cpu_model
 from vm_kernel.vm.hypervisor import Hypervisor
+from vm_kernel.vm.memory import available_mib
 from vm_kernel.vm.monitor import Monitor
 from vm_kernel.vm.process import QemuProcess
 from vm_kernel.vm.spec import VMSpec
@@ -118,24 +119,27 @@ def golden_key(spec: VMSpec, facts: Mapping[str, str]) -> str:
 
 
 def load_or_build(
-    hv: Hypervisor, spec: VMSpec, folder: Path, progress: Progress, *, anew: bool = False
+    hv: Hypervisor, spec: VMSpec, folder: Path, progress: Progress, not_before: datetime | None = None
 ) -> GoldenSnapshot:
     """The snapshot of ``spec``: loaded from ``folder`` (checked), or built anew if missing, stale or damaged.
 
-    anew: build it whatever is there, and replace that when it is done (a rotation; the old files stay if it fails).
+    not_before: one that is older is built anew, and replaced when that is done (a rotation; it stays if that fails).
     Building boots a template VM (some 10 to 40 s under emulation). Raises GoldenError, or HostError if disk or memory
     are full; nothing half-made is left. Called by the pool when a profile is first wanted; two calls for the same
     spec must not run at once.
     """
     key = golden_key(spec, hv.facts())
     with _clear_disk_errors(folder):
-        if not anew and (folder / key).exists():
+        if (folder / key).exists():
             progress("loading the golden snapshot", 0.0)
             try:
-                return _load(key, spec, folder / key)
+                found = _load(key, spec, folder / key)
+                if not_before is None or found.created_at >= not_before:
+                    return found
+                found.close()
             except GoldenError:
                 shutil.rmtree(folder / key)
-        return _build(hv, key, spec, folder, progress, replace=anew)
+        return _build(hv, key, spec, folder, progress, replace=not_before is not None)
 
 
 def prune(folder: Path, keep: set[str]) -> list[str]:
@@ -278,13 +282,11 @@ def _tail(lines: list[bytes]) -> str:
 
 def _check_memory(spec: VMSpec) -> None:
     """Raises HostError if the host has not the memory for a template: better than the OOM killer's choice."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        name, value, *_ = line.split()
-        if name == "MemAvailable:" and int(value) // 1024 < spec.memory_mib + _OVERHEAD_MIB:
-            raise HostError(
-                f"A VM of {spec.memory_mib} MiB needs more memory than this host has free ({int(value) // 1024} MiB).",
-                "Free some memory, or set c.PoolConfig.vm_memory_mib to less.",
-            )
+    if (available := available_mib()) < spec.memory_mib + _OVERHEAD_MIB:
+        raise HostError(
+            f"A VM of {spec.memory_mib} MiB needs more memory than this host has free ({available} MiB).",
+            "Free some memory, or set c.PoolConfig.vm_memory_mib to less.",
+        )
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import signal
 import threading
 import time
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -163,6 +164,11 @@ class Hypervisor:
         self.log_file(name).unlink(missing_ok=True)
         with self._guard:
             self._qemus.pop(name, None)
+
+    def abort(self, name: str) -> None:
+        """Kill a QEMU that does not answer: who waits for it in another thread gets an error then, and destroys it."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(process.qemu_of_guest(name), signal.SIGKILL)
 
     def end_cause(self, name: str, qemu: QemuProcess) -> str:
         """Why a VM has ended by itself, in words. Called once, when its process has ended and before destroy()."""

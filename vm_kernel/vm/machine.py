@@ -53,6 +53,11 @@ class _Domain:
         """Whether its QEMU still runs. Cheap (no libvirt call): the pool asks often."""
         return self._qemu.alive
 
+    @property
+    def stopped(self) -> bool:
+        """Whether its QEMU was stopped by a signal: it would not answer."""
+        return self._qemu.stopped
+
     def end_cause(self) -> str:
         """Why it has ended by itself, in words. Called once, when ``fileno()`` has become readable."""
         return self._hv.end_cause(self.name, self._qemu)

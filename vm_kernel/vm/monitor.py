@@ -99,12 +99,19 @@ class Monitor:
             time.sleep(_POLL_S)
 
 
+def _ready(fd: int, event: int, deadline: float) -> bool:
+    # not select(), which knows no descriptors above 1023
+    poller = select.poll()
+    poller.register(fd, event)
+    return bool(poller.poll(1000 * max(0.0, deadline - time.monotonic())))
+
+
 def _read_all(reader: int, timeout_s: float) -> bytes:
     deadline = time.monotonic() + timeout_s
     chunks: list[bytes] = []
     size = 0
     while size <= MAX_STATE_BYTES:
-        if not select.select([reader], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        if not _ready(reader, select.POLLIN, deadline):
             raise VMError(f"QEMU did not finish saving its state within {timeout_s:.0f} s")
         chunk = os.read(reader, 1 << 20)
         if not chunk:
@@ -119,7 +126,7 @@ def _write_all(writer: int, state: bytes, timeout_s: float) -> None:
     os.set_blocking(writer, False)
     rest = memoryview(state)
     while rest:
-        if not select.select([], [writer], [], max(0.0, deadline - time.monotonic()))[1]:
+        if not _ready(writer, select.POLLOUT, deadline):
             raise VMError(f"QEMU did not load its state within {timeout_s:.0f} s")
         try:
             rest = rest[os.write(writer, rest) :]

@@ -50,6 +50,11 @@ class QemuProcess:
         return self._pidfd >= 0 and not self._ended(0)
 
     @property
+    def stopped(self) -> bool:
+        """Whether somebody has stopped it (SIGSTOP, a debugger): libvirt would wait for its answer for ever."""
+        return _state(self.pid) in ("T", "t")
+
+    @property
     def exit_status(self) -> int | None:
         """Of a process that has ended: its status, negative if a signal killed it. None if it runs or is not ours."""
         with suppress(ChildProcessError, OSError):
@@ -127,8 +132,12 @@ def kill_all(pids: list[int], timeout_s: float = 10.0) -> None:
 
 
 def _gone(pid: int) -> bool:
+    return _state(pid) in ("", "Z", "X")
+
+
+def _state(pid: int) -> str:
+    """The letter of /proc/<pid>/stat; empty if there is no such process."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except OSError:
-        return True
-    return state in "ZX"
+        return ""
