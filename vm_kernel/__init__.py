@@ -8,20 +8,32 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vm_kernel.sandbox import ExecutionResult, Sandbox, SyncSandbox
+    from vm_kernel.guest.asyncio_stream import VsockProtocol
+    from vm_kernel.sandbox import ExecutionResult, PooledVM, Sandbox, SnapshotManager, SyncSandbox, VMPool
 
 __version__ = "0.1.0"
 
-__all__ = ["ExecutionResult", "Sandbox", "SyncSandbox", "__version__", "load_ipython_extension"]
+__all__ = [
+    "ExecutionResult",
+    "PooledVM",
+    "Sandbox",
+    "SnapshotManager",
+    "SyncSandbox",
+    "VMPool",
+    "VsockProtocol",
+    "__version__",
+    "load_ipython_extension",
+]
 
 
 def __getattr__(name: str) -> Any:
     """The Python API, imported when it is used."""
-    if name in ("ExecutionResult", "Sandbox", "SyncSandbox"):
-        from vm_kernel import sandbox
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from vm_kernel import sandbox
+    from vm_kernel.guest import asyncio_stream
 
-        return getattr(sandbox, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(asyncio_stream if name == "VsockProtocol" else sandbox, name)
 
 
 def load_ipython_extension(shell: Any) -> None:

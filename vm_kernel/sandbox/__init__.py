@@ -10,16 +10,22 @@
 it if need be.
 """
 
+from vm_kernel.sandbox.pool import PooledVM, VMPool
 from vm_kernel.sandbox.result import ErrorOutput, ExecutionResult, Output, RichOutput, StreamOutput
 from vm_kernel.sandbox.sandbox import Sandbox
+from vm_kernel.sandbox.snapshots import Snapshot, SnapshotManager
 from vm_kernel.sandbox.sync import SyncSandbox
 
 __all__ = [
     "ErrorOutput",
     "ExecutionResult",
     "Output",
+    "PooledVM",
     "RichOutput",
     "Sandbox",
+    "Snapshot",
+    "SnapshotManager",
     "StreamOutput",
     "SyncSandbox",
+    "VMPool",
 ]
