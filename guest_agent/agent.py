@@ -26,6 +26,7 @@ import zmq
 
 from guest_agent import init, unique
 from guest_agent.cut import cut_to_size
+from guest_agent.files import Files
 from guest_agent.frames import JUPYTER_KINDS, PROTOCOL_VERSION, FrameError, Kind, decode_json, unpack_parts
 from guest_agent.interrupts import Facts, Interrupts
 from guest_agent.kernel import Kernel, parts_of
@@ -63,6 +64,7 @@ class Agent:
     def serve(self) -> None:
         """Wait for the host, then relay until it has gone."""
         self._stream = Stream(self._transport.accept())
+        self._files = Files(self._poller, self._in_vm, lambda parts: self._stream.send(Kind.FILES, parts))
         self._poller.register(self._wakeup, zmq.POLLIN)
         self._poller.register(self._kernel.iopub, zmq.POLLIN)
         self._stream.send_json(
@@ -80,6 +82,7 @@ class Agent:
         wanted = zmq.POLLIN | (zmq.POLLOUT if self._stream.wants_write else 0)
         self._poller.register(self._stream.fd, wanted)
         self._watch_output()
+        self._files.watch(room=not self._stream.full)
         ready = dict(self._poller.poll(self._timeout_ms()))
         if not ready and self._rehearsal_due:
             self._rehearse()
@@ -89,6 +92,8 @@ class Agent:
             self._from_host()
         if ready.pop(self._wakeup.fileno(), 0):
             self._children_ended()
+        if events := ready.pop(self._files.fd, 0):
+            self._files.ready(events)
         # outputs ahead of the reply that ends them
         if ready.pop(self._kernel.iopub, 0):
             self._forward(self._kernel.iopub, Kind.IOPUB, b"")
@@ -132,6 +137,8 @@ class Agent:
         for kind, body in self._stream.receive():
             if kind in JUPYTER_KINDS:
                 self._to_kernel(kind, [*unpack_parts(body)])
+            elif kind is Kind.FILES:
+                self._files.from_host(unpack_parts(body))
             else:
                 self._obey(kind, decode_json(body))
 

@@ -12,7 +12,8 @@ of different kinds may alternate, so that an interrupt is not stuck behind a hun
 
 A message of a Jupyter kind is a list of byte strings (``pack_parts``): the client's ZeroMQ identity (iopub: the
 topic), header, parent header, metadata, content, buffers. There is no signature: the stream is private to its two
-ends, and each end signs for its own side. All other kinds carry one JSON object.
+ends, and each end signs for its own side. A FILES message is a list of two, a JSON header and data, see
+file_link.py. All other kinds carry one JSON object.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class Kind(IntEnum):
     CONTROL = 2
     STDIN = 3
     IOPUB = 4
+    # both ways
+    FILES = 5  # see file_link.py
     # guest to host
     HELLO = 16  # the agent, once, when the host has connected
     READY = 17  # answer to UNIQUE: the clone is unique and its kernel answers
@@ -63,7 +66,7 @@ class Kind(IntEnum):
     THAW = 37  # go on: it has been saved
 
 
-#: kinds whose body is a list of byte strings
+#: kinds that carry Jupyter messages
 JUPYTER_KINDS = frozenset({Kind.SHELL, Kind.CONTROL, Kind.STDIN, Kind.IOPUB})
 
 

@@ -15,6 +15,7 @@ FROM_HOST = frozenset(
         Kind.SHELL,
         Kind.CONTROL,
         Kind.STDIN,
+        Kind.FILES,
         Kind.UNIQUE,
         Kind.PING,
         Kind.INTERRUPT,
@@ -25,7 +26,7 @@ FROM_HOST = frozenset(
 )
 #: output goes in order behind what is queued, and the news of a death or of silence behind the output; the rest goes
 #: ahead of it
-_BULK = frozenset({Kind.SHELL, Kind.IOPUB, Kind.KERNEL_DIED, Kind.FROZEN})
+_BULK = frozenset({Kind.SHELL, Kind.IOPUB, Kind.FILES, Kind.KERNEL_DIED, Kind.FROZEN})
 #: bytes that wait for the host; beyond, output stays in ipykernel's sockets
 MAX_QUEUED = 8 * 1024 * 1024
 
@@ -49,7 +50,7 @@ class Stream:
         return self._outgoing.bytes > MAX_QUEUED
 
     def send(self, kind: Kind, parts: Sequence[bytes | memoryview]) -> None:
-        """Queue one Jupyter message."""
+        """Queue one message of a Jupyter kind, or FILES."""
         self._outgoing.add(encode_parts(kind, parts), kind not in _BULK)
 
     def send_json(self, kind: Kind, fields: dict[str, Any]) -> None:

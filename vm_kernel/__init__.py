@@ -9,12 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vm_kernel.guest.asyncio_stream import VsockProtocol
-    from vm_kernel.sandbox import ExecutionResult, PooledVM, Sandbox, SnapshotManager, SyncSandbox, VMPool
+    from vm_kernel.sandbox import (
+        ExecutionResult,
+        FilesystemShare,
+        PooledVM,
+        Sandbox,
+        SnapshotManager,
+        SyncSandbox,
+        VMPool,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ExecutionResult",
+    "FilesystemShare",
     "PooledVM",
     "Sandbox",
     "SnapshotManager",

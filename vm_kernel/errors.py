@@ -7,6 +7,7 @@
      |    +-- UnknownProfile     ... it names a profile that is not configured
      +-- HostError               this machine lacks something (QEMU, libvirt's driver, KVM, memory, disk)
      +-- ImageError              a guest image is missing, damaged, or could not be built
+     +-- FilesystemError         a file cannot be copied between host and guest; which one is in ``path``
      +-- SandboxClosed           the program uses a sandbox that has no VM (any more)
      +-- VMError                 one virtual machine failed
      |    +-- GoldenError        ... while its golden snapshot was built or loaded
@@ -34,7 +35,7 @@ class VMKernelError(Exception):
         self.message = message
         self.hint = hint
 
-    def __reduce__(self) -> tuple[type[VMKernelError], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type[VMKernelError], tuple[str, ...]]:
         return type(self), (self.message, self.hint)
 
     def __str__(self) -> str:
@@ -55,6 +56,17 @@ class HostError(VMKernelError):
 
 class ImageError(VMKernelError):
     """A guest image is missing, damaged, or could not be built."""
+
+
+class FilesystemError(VMKernelError):
+    """A file cannot be copied between host and guest. ``path``: which one; empty if it is none in particular."""
+
+    def __init__(self, message: str, hint: str = "", path: str = "") -> None:
+        super().__init__(message, hint)
+        self.path = path
+
+    def __reduce__(self) -> tuple[type[VMKernelError], tuple[str, ...]]:
+        return type(self), (self.message, self.hint, self.path)
 
 
 class SandboxClosed(VMKernelError):

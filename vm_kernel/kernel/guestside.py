@@ -167,6 +167,8 @@ class GuestSide:
         try:
             if kind in JUPYTER_KINDS:
                 self._jupyter_message(kind, parse_guest(unpack_parts(body)))
+            elif kind is Kind.FILES:
+                raise WireError("files that nobody asked for")
             else:
                 self._agent_message(kind, decode_json(body))
         except WireError as error:

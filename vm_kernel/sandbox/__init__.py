@@ -10,6 +10,8 @@
 it if need be.
 """
 
+from vm_kernel.guest.files import FileEntry, Transfer
+from vm_kernel.sandbox.files import FilesystemShare, SyncFilesystemShare
 from vm_kernel.sandbox.pool import PooledVM, VMPool
 from vm_kernel.sandbox.result import ErrorOutput, ExecutionResult, Output, RichOutput, StreamOutput
 from vm_kernel.sandbox.sandbox import Sandbox
@@ -19,6 +21,8 @@ from vm_kernel.sandbox.sync import SyncSandbox
 __all__ = [
     "ErrorOutput",
     "ExecutionResult",
+    "FileEntry",
+    "FilesystemShare",
     "Output",
     "PooledVM",
     "RichOutput",
@@ -26,6 +30,8 @@ __all__ = [
     "Snapshot",
     "SnapshotManager",
     "StreamOutput",
+    "SyncFilesystemShare",
     "SyncSandbox",
+    "Transfer",
     "VMPool",
 ]

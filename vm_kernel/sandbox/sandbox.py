@@ -16,11 +16,13 @@ from guest_agent.frames import JUPYTER_KINDS, FrameError, Kind, decode_json, unp
 from vm_kernel.errors import CheckpointError, GuestProtocolError, SandboxClosed, VMDied, VMKernelError
 from vm_kernel.guest.asyncio_stream import VsockProtocol
 from vm_kernel.guest.ends import python_ended
+from vm_kernel.guest.file_channel import FileChannel
 from vm_kernel.guest.ledger import Ledger
 from vm_kernel.guest.messages import GuestMessage, WireError, parse_guest
 from vm_kernel.pool.client import Lease, PoolConnection
 from vm_kernel.pool.protocol import VMFacts
 from vm_kernel.sandbox import lease as leases
+from vm_kernel.sandbox.files import FilesystemShare, open_channel
 from vm_kernel.sandbox.result import Collector, ExecutionResult, Output, Status
 from vm_kernel.sandbox.snapshots import SnapshotManager
 
@@ -63,6 +65,8 @@ class _Run:
 class Sandbox:
     """A VM of one's own: ``async with Sandbox() as box``. Leaving the block destroys the VM.
 
+    files: copies files to and from the VM, also while code runs.
+
     profile: of the pool's configuration. name: shown in the pool's status and log.
     on_waiting: called with words when there is no VM at once.
     max_output_bytes: output of one execution that is kept. fork: see ``fork()``, which makes such sandboxes.
@@ -92,6 +96,8 @@ class Sandbox:
         self._runs: dict[str, _Run] = {}
         self._interrupts = 0
         self._ledger = Ledger(self._note)
+        self._file_channel: FileChannel | None = None
+        self.files = FilesystemShare(self._files_of_vm)
         #: why there is no VM
         self._cause: VMKernelError = SandboxClosed("The sandbox has not been started.", "Use `async with Sandbox()`.")
 
@@ -218,8 +224,8 @@ class Sandbox:
 
     @asynccontextmanager
     async def undisturbed(self) -> AsyncIterator[Ask]:
-        """Nothing is executed meanwhile; what it gives asks the pool service over the lease. For SnapshotManager."""
-        async with self._lock:
+        """Nothing is executed or copied meanwhile; what it gives asks the pool over the lease. For SnapshotManager."""
+        async with self._lock, self.files.paused():
             await self._stop_abandoned()
             if self._lease is None:
                 raise self._cause
@@ -253,15 +259,19 @@ class Sandbox:
         """Go on in another VM that has come over the same lease and waits for THAW. For SnapshotManager."""
         if self._stream is not None:
             self._stream.close()
-        self._lease = lease
-        self._stream = VsockProtocol(lease.stream, self._received, self._stream_ended)
-        self._stream.send_json(Kind.THAW, {})
+        self._connect(lease)
+        if self._stream is not None:
+            self._stream.send_json(Kind.THAW, {})
 
     def _occupy(self, lease: Lease) -> None:
-        self._lease = lease
         self._ledger.keep_code = lease.vm.audit_code
-        self._stream = VsockProtocol(lease.stream, self._received, self._stream_ended)
+        self._connect(lease)
         self._unwatch = leases.watch(lease, self._end)
+
+    def _connect(self, lease: Lease) -> None:
+        self._lease = lease
+        self._stream = VsockProtocol(lease.stream, self._received, self._stream_ended)
+        self._file_channel = open_channel(self._stream, self._note)
 
     # ---- stopping
 
@@ -281,6 +291,13 @@ class Sandbox:
         """An execution whose caller was cancelled may still run."""
         for run in list(self._runs.values()):
             await self._stop(run)
+
+    # ---- files
+
+    def _files_of_vm(self) -> FileChannel:
+        if self._file_channel is None:
+            raise self._cause
+        return self._file_channel
 
     # ---- the guest
 
@@ -304,6 +321,8 @@ class Sandbox:
         try:
             if kind in JUPYTER_KINDS:
                 self._jupyter_message(kind, parse_guest(unpack_parts(body)), len(body))
+            elif kind is Kind.FILES and self._file_channel is not None:
+                self._file_channel.feed(body)
             elif kind is Kind.KERNEL_DIED:
                 self._end(python_ended(decode_json(body), self.vm.memory_mib if self.vm is not None else None))
             elif kind is Kind.FROZEN and self._silence is not None and not self._silence.done():
@@ -353,8 +372,11 @@ class Sandbox:
         if self._stream is not None:
             self._stream.close()
         self._ledger.vm_ended()
+        if self._file_channel is not None:
+            self._file_channel.fail(cause)
         self._lease.connection.close()
-        self._lease = self._stream = None
+        self._lease = self._stream = self._file_channel = None
+        self.files.forget()
         if self._silence is not None and not self._silence.done():
             self._silence.set_exception(cause)
         for run in self._runs.values():

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from vm_kernel.errors import SandboxClosed
 from vm_kernel.pool.protocol import VMFacts
+from vm_kernel.sandbox.files import FilesystemShare, SyncFilesystemShare
 from vm_kernel.sandbox.result import ExecutionResult, Output
 from vm_kernel.sandbox.sandbox import Sandbox
 
@@ -20,7 +21,7 @@ class SyncSandbox:
     """``with SyncSandbox() as box``: a Sandbox whose methods block. Arguments, results and errors are Sandbox's.
 
     It has an event loop in a thread of its own, in which ``on_output`` and ``on_waiting`` are called. Its methods may
-    be called from any other thread; executions take turns.
+    be called from any other thread; executions take turns. ``files`` copies files, see FilesystemShare.
     """
 
     def __init__(self, profile: str = "default", **options: Any) -> None:
@@ -28,6 +29,7 @@ class SyncSandbox:
         self._box: Sandbox | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self.files = SyncFilesystemShare(self._call_files)
 
     def __enter__(self) -> SyncSandbox:
         self.start()
@@ -86,6 +88,9 @@ class SyncSandbox:
         box = self._open()
         assert self._loop is not None
         self._loop.call_soon_threadsafe(box.interrupt)
+
+    def _call_files(self, work: Callable[[FilesystemShare], Coroutine[Any, Any, T]]) -> T:
+        return self._call(work(self._open().files))
 
     def _open(self) -> Sandbox:
         if self._box is None:
