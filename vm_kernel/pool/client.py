@@ -126,9 +126,9 @@ class PoolConnection:
         facts["acquire_ms"] = round(1000 * (time.perf_counter() - started), 3)
         return Lease(VMFacts(**facts), stream, self)
 
-    def status(self, timeout_s: float = 10.0) -> dict[str, Any]:
-        """What the service knows about itself and its VMs."""
-        self._sock.sendall(encode({"op": "status"}))
+    def status(self, timeout_s: float = 10.0, history: bool = False) -> dict[str, Any]:
+        """What the service knows about itself and its VMs; with ``history``, also samples of the last minutes."""
+        self._sock.sendall(encode({"op": "status", "history": history}))
         return self._event(timeout_s)
 
     def metrics(self, timeout_s: float = 10.0) -> str:

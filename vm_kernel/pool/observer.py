@@ -168,7 +168,7 @@ class Observer:
         )
         for session in list(self.sessions.values()):
             if (usage := usages.get(session.vm)) is not None:
-                session.used(usage)
+                session.used(machines[session.vm], usage)
             self._judge(session)
 
     def _judge(self, session: Session) -> None:
@@ -183,9 +183,8 @@ class Observer:
 
     def _look_at(self, session: Session) -> None:
         machine = session.vm.machine
-        usage = usage_of(machine.pid) if machine is not None else None
-        if usage is not None:
-            session.used(usage)
+        if machine is not None and (usage := usage_of(machine.pid)) is not None:
+            session.used(machine.pid, usage)
 
 
 def _read(machines: dict[PooledVM, int]) -> tuple[dict[PooledVM, Usage], int]:

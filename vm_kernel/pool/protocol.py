@@ -4,7 +4,7 @@ A client sends one request::
 
     {"op": "acquire", "profile": "default", "kernel_id": "…"}      a lease; the connection is the lease
     {"op": "acquire", "fork": token, …}                            a lease whose VM begins from another's state
-    {"op": "status"}                                                one answer
+    {"op": "status", "history": false}                              one answer; true: with the last minutes' samples
     {"op": "metrics"}                                               one answer; GET /metrics HTTP/1.1 has one, too
     {"op": "reload"}                                                one answer: the configuration was read anew
     {"op": "stop", "drain_s": 60}                                   one answer, when all VMs have gone

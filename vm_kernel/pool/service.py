@@ -180,7 +180,7 @@ class PoolService:
             case "acquire":
                 await serve_lease(self, connection, request, pid)
             case "status":
-                status = await status_of(self)
+                status = await status_of(self, history=request.get("history") is True)
                 await loop.sock_sendall(connection, encode({"event": "status", **status}))
             case "metrics":
                 text = self.observer.metrics.text()

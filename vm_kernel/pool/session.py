@@ -81,10 +81,8 @@ class Session:
             "checkpoints": self.checkpoints,
         }
 
-    def used(self, usage: Usage) -> None:
+    def used(self, pid: int, usage: Usage) -> None:
         """A look at the VM's QEMU. A rollback gives the session another one: then counting goes on from there."""
-        machine = self.vm.machine
-        pid = machine.pid if machine is not None else 0
         if pid == self._pid:
             self.cpu_s += max(0.0, usage.cpu_s - self._pid_cpu_s)
         self._pid, self._pid_cpu_s = pid, usage.cpu_s

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from vm_kernel.pool.session import Session
 
 
-async def status_of(service: PoolService) -> dict[str, Any]:
-    """Everything, as JSON-able data. Sizes in MiB, durations in seconds or (``_ms``) milliseconds."""
+async def status_of(service: PoolService, history: bool = False) -> dict[str, Any]:
+    """Everything, as JSON-able data. Sizes in MiB, durations in seconds or (``_ms``) milliseconds.
+
+    With ``history``, also the samples of the last minutes, see ``pool/history.py``.
+    """
     now = datetime.now(UTC)
     for profile in service.config.all_profiles():
         service.pool(profile.name)
@@ -51,7 +54,7 @@ async def status_of(service: PoolService) -> dict[str, Any]:
             _vm(vm, memory.get(vm.name), service.observer.session_of(vm))
             for vm in sorted(vms, key=lambda vm: vm.created_at)
         ],
-    }
+    } | ({"history": service.observer.history.columns()} if history else {})
 
 
 def _memory(service: PoolService, vms: list[PooledVM]) -> dict[str, float | None]:
