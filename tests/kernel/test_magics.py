@@ -29,8 +29,8 @@ STATUS: dict[str, Any] = {
     "accelerator": {"kind": "tcg", "reason": "no KVM"},
     "transport": {"kind": "virtio-serial", "reason": ""},
     "host_memory_available_mib": 12345,
-    "acquire_ms": {"count": 4, "p50": 1.5, "p95": 2500.0},
-    "clone_ms": {"count": 6, "p50": 300.0, "p95": 400.0},
+    "acquire_ms": {"count": 4, "p50": 1.5, "p95": 2500.0, "p99": 2600.0},
+    "clone_ms": {"count": 6, "p50": 300.0, "p95": 400.0, "p99": 400.0},
     "totals": {"leases": 4, "clones": 6, "failures": 1},
     "profiles": [
         {"name": "<b>x</b>", "image": "default", "memory_mib": 384, "vcpus": 1, "min_warm": 2, "max_vms": 8, "warm": 1,
@@ -38,7 +38,8 @@ STATUS: dict[str, Any] = {
     ],
     "vms": [
         {"name": "vm-1", "profile": "p", "state": "leased", "age_s": 61.0, "unique_memory_mib": 33.25,
-         "lease": {"pid": 9, "since_s": 5.0, "kernel_id": "k"}},
+         "lease": {"pid": 9, "since_s": 5.0, "kernel_id": "k"}, "cpu_s": 12.5, "executions": 3,
+         "flags": [{"kind": "cpu", "text": "12 s of CPU <in> the last minute", "since": "2026-01-02T03:04:05"}]},
         {"name": "vm-2", "profile": "p", "state": "warm", "age_s": 2.0, "unique_memory_mib": None, "lease": None},
     ],
 }  # fmt: skip
@@ -71,16 +72,35 @@ def test_a_cell_whose_first_line_is_a_host_magic_is_the_hosts(code: object, magi
 def test_the_status_is_shown_as_text_and_as_html() -> None:
     shown = render_status(STATUS, FACTS)
     text, page = shown["text/plain"], shown["text/html"]
-    for words in ("up 1 h 2 min", "1.5 ms / 2.50 s (4)", "12,345 MiB", "33.2 MiB", "1 min 1 s", "broken", "4, 6, 1"):
+    for words in (
+        "up 1 h 2 min",
+        "1.5 ms / 2.50 s / 2.60 s (4)",
+        "12,345 MiB",
+        "33.2 MiB",
+        "1 min 1 s",
+        "broken",
+        "4, 6, 1",
+        "12.5 s",
+    ):
         assert words in text
         assert words in page
     assert "this session for 5 s" in text
     assert re.search(r"vm-2 +p +warm +2 s +–", text)
+    assert re.search(r"vm-1 +12 s of CPU <in> the last minute +2026-01-02", text)
+    assert "&lt;in&gt;" in page
+    assert "svg" not in page, "there are no samples"
     assert "a & b" in text
     assert "a &amp; b" in page
     assert "<b>" not in page
     assert "style" not in page
     assert "<script" not in page
+
+
+def test_the_last_minutes_are_shown_as_charts() -> None:
+    columns = ("warm", "leased", "waiting", "host_mib", "own_mib", "acquire_ms")
+    page = render_status(STATUS | {"history": {"every_s": 2.0} | {name: [1, 2] for name in columns}})["text/html"]
+    assert page.startswith("<p><svg ")
+    assert page.count("<svg") == 1
 
 
 def test_a_status_with_nothing_in_it_is_shown_too() -> None:
@@ -120,6 +140,6 @@ def test_the_magics_load_into_any_ipython_session(pool: PoolConnection) -> None:
         shell.run_line_magic("vm_info", "--nosuch")
     InteractiveShell.clear_instance()
     said = [output.data["text/plain"] for output in captured.outputs]
-    assert "acquire p50 / p95" in said[0]
+    assert "acquire p50 / p95 / p99" in said[0]
     assert "no virtual machine" in said[1]
     assert said[2].startswith("usage: %vm_info")

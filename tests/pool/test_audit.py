@@ -20,7 +20,7 @@ from tests.conftest import CONFIG, StartKernel, eventually, stop_service, wait_u
 from tests.guest_session import GuestSession
 from tests.kernel.session import Session, pid_of
 from vm_kernel import Sandbox, paths
-from vm_kernel.errors import PoolRequestError, UnknownProfile
+from vm_kernel.errors import PoolRequestError, UnknownProfile, VMDied
 from vm_kernel.pool.audit import AuditLog
 from vm_kernel.pool.client import Lease, PoolConnection
 from vm_kernel.pool.notes import BURST, MAX_CODE, parse_note
@@ -89,6 +89,43 @@ async def test_sandboxes_tell_what_they_execute(warm_pool: None) -> None:
     await eventually(lambda: bool(events(vm, "release")), 10.0, "the release")
     assert [e["status"] for e in events(vm, "execution")] == ["ok", "timeout", "ended"]
     assert {e["kernel_id"] for e in events(vm)} == {"auditor"}
+
+
+async def test_the_cell_that_ran_when_a_vm_died_is_noted(warm_pool: None) -> None:
+    async with Sandbox() as box:
+        assert box.vm is not None
+        vm = box.vm.name
+        running = asyncio.ensure_future(box.execute("while True: pass"))
+        await asyncio.sleep(1.0)
+        os.kill(_row(vm)["pid"], 9)
+        with pytest.raises(VMDied):
+            await running
+    await eventually(lambda: bool(events(vm, "release")), 10.0, "the release")
+    assert [(e["status"], e["code_sha256"]) for e in events(vm, "execution")] == [("ended", digest("while True: pass"))]
+    assert "QEMU" in events(vm, "release")[0]["cause"]
+
+
+async def test_checkpoints_rollbacks_and_forks_are_noted(warm_pool: None) -> None:
+    async with Sandbox(name="traveller") as box:
+        assert box.vm is not None
+        vm = box.vm.name
+        await box.execute("x = 1")
+        await box.snapshots.create("before")
+        await box.execute("x = 2")
+        await box.snapshots.restore("before")
+        await box.execute("x = 3")
+        (child,) = await box.fork(1)
+        await child.close()
+    lease = events(vm, "lease")[0]["lease"]
+    await eventually(lambda: lease in {e["lease"] for e in events(event="release")}, 10.0, "the release")
+    story = [e for e in events() if e.get("lease") == lease]
+    kinds = [e["event"] for e in story if e["event"] not in ("execution", "delete_checkpoint")]
+    assert kinds == ["lease", "checkpoint", "rollback", "fork", "release"]
+    rollback = next(e for e in story if e["event"] == "rollback")
+    assert rollback["old_vm"] == vm != rollback["vm"]
+    assert story[-1]["executions"] == 3
+    assert story[-1]["checkpoints"] == 1
+    assert story[-1]["cpu_s"] > 0
 
 
 def test_output_of_a_cell_that_goes_on_is_told_before_its_end(warm_pool: None) -> None:

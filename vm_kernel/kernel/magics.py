@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vm_kernel.errors import VMKernelError
+from vm_kernel.kernel.charts import render
 from vm_kernel.kernel.magic_arguments import Parser, Usage
 from vm_kernel.kernel.tables import Rows, age, escaped, html_table, mib, ms, text_table
 from vm_kernel.pool.client import PoolConnection
@@ -55,7 +56,7 @@ def _pool_status(arguments: str, vm: VMFacts | None) -> dict[str, str]:
     options = parser.options(arguments)
     connection = PoolConnection.open(start_service=False, timeout_s=STATUS_TIMEOUT_S)
     try:
-        status = connection.status(STATUS_TIMEOUT_S)
+        status = connection.status(STATUS_TIMEOUT_S, history=not options.json)
     finally:
         connection.close()
     return {"text/plain": json.dumps(status, indent=2)} if options.json else render_status(status, vm)
@@ -102,18 +103,20 @@ def render_vm(vm: VMFacts) -> dict[str, str]:
 
 
 def render_status(status: dict[str, Any], vm: VMFacts | None = None) -> dict[str, str]:
-    """The pool service's status as text and as HTML tables. ``vm`` is marked as this session's own."""
+    """The pool service's status as text and as HTML, with charts. ``vm`` is marked as this session's own."""
     own = vm.name if vm else None
+    charts = render(status.get("history") or {})
     tables = [
         ("Pool", ("", ""), _summary(status)),
         ("Profiles", _PROFILE_COLUMNS, [_profile_row(profile) for profile in status.get("profiles", [])]),
         ("VMs", _VM_COLUMNS, [_vm_row(row, own) for row in status.get("vms", [])]),
+        ("Flags", ("VM", "has", "since"), [row for vm in status.get("vms", []) for row in _flag_rows(vm)]),
     ]
-    return _rendered(tables)
+    return _rendered(tables, f"<p>{charts}</p>" if charts else "")
 
 
 _PROFILE_COLUMNS = ("profile", "state", "warm", "leased", "booting", "waiting", "min", "max", "memory", "image")
-_VM_COLUMNS = ("VM", "profile", "state", "age", "own memory", "held by")
+_VM_COLUMNS = ("VM", "profile", "state", "age", "own memory", "CPU", "cells", "held by")
 
 
 def _summary(status: dict[str, Any]) -> Rows:
@@ -124,8 +127,8 @@ def _summary(status: dict[str, Any]) -> Rows:
         ("service", f"version {status.get('version')}, pid {status.get('pid')}, up {age(status.get('uptime_s'))}"),
         ("accelerator", accelerator.get("kind")),
         ("transport", transport.get("kind")),
-        ("acquire p50 / p95", f"{ms(acquire.get('p50'))} / {ms(acquire.get('p95'))} ({acquire.get('count', 0)})"),
-        ("clone p50 / p95", f"{ms(clone.get('p50'))} / {ms(clone.get('p95'))} ({clone.get('count', 0)})"),
+        ("acquire p50 / p95 / p99", _durations(acquire)),
+        ("clone p50 / p95 / p99", _durations(clone)),
         ("leases, clones, failures", ", ".join(str(totals.get(n, 0)) for n in ("leases", "clones", "failures"))),
         ("memory available", mib(status.get("host_memory_available_mib"))),
     ]
@@ -149,10 +152,21 @@ def _vm_row(vm: dict[str, Any], own: str | None) -> list[object]:
     if own is not None and vm.get("name") == own:
         holder = f"this session for {age(lease.get('since_s'))}" if lease else "this session"
     head = [vm.get("name"), vm.get("profile"), vm.get("state")]
-    return [*head, age(vm.get("age_s")), mib(vm.get("unique_memory_mib")), holder]
+    cpu = "" if vm.get("cpu_s") is None else f"{vm['cpu_s']:g} s"
+    cells = "" if vm.get("executions") is None else vm["executions"]
+    return [*head, age(vm.get("age_s")), mib(vm.get("unique_memory_mib")), cpu, cells, holder]
 
 
-def _rendered(tables: Sequence[tuple[str, Sequence[str], Rows]]) -> dict[str, str]:
+def _flag_rows(vm: dict[str, Any]) -> Rows:
+    return [(vm.get("name"), flag.get("text"), flag.get("since")) for flag in vm.get("flags") or ()]
+
+
+def _durations(found: dict[str, Any]) -> str:
+    return " / ".join(ms(found.get(name)) for name in ("p50", "p95", "p99")) + f" ({found.get('count', 0)})"
+
+
+def _rendered(tables: Sequence[tuple[str, Sequence[str], Rows]], above: str = "") -> dict[str, str]:
+    """``above``: HTML that comes before the tables."""
     shown = [table for table in tables if table[2]]
     text = "\n\n".join(text_table(*table) for table in shown)
-    return {"text/plain": text, "text/html": "".join(html_table(*table) for table in shown)}
+    return {"text/plain": text, "text/html": above + "".join(html_table(*table) for table in shown)}

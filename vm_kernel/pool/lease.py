@@ -109,7 +109,7 @@ class Lease:
             while True:
                 await _first(reading, self.vm.ended)
                 if self.vm.ended.done():
-                    return await self._tell_end(reading)
+                    return await self._tell_end(reader, reading)
                 request = reading.result()
                 if request is None:
                     return "its lease ended"
@@ -121,24 +121,34 @@ class Lease:
         finally:
             reading.cancel()
 
-    async def _tell_end(self, reading: asyncio.Future[Any]) -> str:
+    async def _tell_end(self, reader: LineReader, reading: asyncio.Future[Any]) -> str:
         cause = self.vm.ended.result()
         self._tell({"event": "vm_gone", "reason": cause})
-        # the client closes when it has read that; one that does not is not waited for
-        await asyncio.wait([reading], timeout=5.0)
+        # the client closes when it has read that; one that does not is not waited for. Its last notes may be on the way
+        with suppress(TimeoutError, PoolRequestError):
+            async with asyncio.timeout(5.0):
+                while (request := await reading) is not None:
+                    self._note(request)
+                    reading = asyncio.ensure_future(reader.next())
         return cause
 
     async def _answer(self, request: dict[str, Any]) -> None:
         """Do what the holder asks. An error that says why it cannot be done does not end the lease."""
-        if request.get("op") == "note":
-            if self._session is not None:
-                self._service.observer.note(self._session, request)
+        if self._note(request):
             return
         try:
             await self._do(request)
         except VMKernelError as error:
             self._log.info("lease_request_refused", op=str(request.get("op"))[:40], error=error.message)
             await self._send(error_event(error))
+
+    def _note(self, request: dict[str, Any]) -> bool:
+        """Pass a note on; False if the request is none."""
+        if request.get("op") != "note":
+            return False
+        if self._session is not None:
+            self._service.observer.note(self._session, request)
+        return True
 
     async def _do(self, request: dict[str, Any]) -> None:
         name = request.get("name")
