@@ -128,7 +128,7 @@ async def test_the_cpu_time_of_a_session_goes_on_when_its_vm_is_replaced() -> No
     session = Session(PooledVM("vm-1", "default"), Peer(1, 1), "k")
     for pid, cpu_s, memory in ((1, 5.0, 10), (1, 7.0, 30), (2, 1.0, 5), (2, 1.5, 6)):
         session.used(pid, Usage(cpu_s, memory))
-    assert (session.cpu_s, session.memory, session.peak_memory) == (2.5, 6, 30)
+    assert (session.cpu_s, session.memory, session.peak_memory) == (3.5, 6, 30)
 
 
 def test_usage_is_read_of_processes_that_are_there() -> None:

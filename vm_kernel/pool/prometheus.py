@@ -88,14 +88,15 @@ class _ServiceState(Collector):
         limit = GaugeMetricFamily("vm_kernel_vms_max", "VMs that a profile may have.", labels=["profile"])
         waiting = GaugeMetricFamily("vm_kernel_waiting", "Lease requests that have no VM yet.", labels=["profile"])
         broken = GaugeMetricFamily("vm_kernel_profile_broken", "1 while a profile gives no VMs.", labels=["profile"])
-        failures = CounterMetricFamily("vm_kernel_clone_failures", "Clones that have failed.", labels=["profile"])
+        failures = CounterMetricFamily("vm_kernel_failures", "VMs that failed, by cause.", labels=["profile", "cause"])
         for name, pool in self._service.pools.items():
             for state in _STATES:
                 vms.add_metric([name, state.value], pool.count(state))
             limit.add_metric([name], pool.profile.max_vms)
             waiting.add_metric([name], pool.waiting)
             broken.add_metric([name], pool.state == "broken")
-            failures.add_metric([name], pool.failures)
+            for cause, count in pool.failures_by_cause.items():
+                failures.add_metric([name, cause], count)
         yield from (vms, limit, waiting, broken, failures)
         leases = CounterMetricFamily("vm_kernel_leases", "Leases that have begun.")
         leases.add_metric([], self._service.leases)

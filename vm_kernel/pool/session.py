@@ -82,9 +82,9 @@ class Session:
         }
 
     def used(self, pid: int, usage: Usage) -> None:
-        """A look at the VM's QEMU. A rollback gives the session another one: then counting goes on from there."""
-        if pid == self._pid:
-            self.cpu_s += max(0.0, usage.cpu_s - self._pid_cpu_s)
+        """A look at the VM's QEMU. The first one was warm before; one that a rollback brings is ours from its start."""
+        if self._pid:
+            self.cpu_s += max(0.0, usage.cpu_s - (self._pid_cpu_s if pid == self._pid else 0.0))
         self._pid, self._pid_cpu_s = pid, usage.cpu_s
         self.memory = usage.memory
         self.peak_memory = max(self.peak_memory, usage.memory)
