@@ -35,6 +35,7 @@ class PoolConnection:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._received = bytearray()
+        self._heard = self._abandoned = False
         self._descriptors: list[int] = []
 
     @classmethod
@@ -71,7 +72,17 @@ class PoolConnection:
         Raises PoolFull, UnknownProfile, ImageError, HostError, … as the service says, PoolUnavailable if it ends.
         """
         started = time.perf_counter()
-        self._sock.sendall(encode({"op": "acquire", "profile": profile, "kernel_id": kernel_id, "fork": fork}))
+        request = encode({"op": "acquire", "profile": profile, "kernel_id": kernel_id, "fork": fork})
+        try:
+            self._sock.sendall(request)
+            return self._lease(started, on_waiting)
+        except (OSError, PoolUnavailable):
+            if self._heard or self._abandoned:
+                raise
+        # not a word: the service was killed when we connected to it; another one is to be had
+        self._sock.close()
+        self._sock = PoolConnection.open()._sock
+        self._sock.sendall(request)
         return self._lease(started, on_waiting)
 
     def save_checkpoint(self, name: str, keep: bool = False) -> dict[str, Any]:
@@ -179,6 +190,7 @@ class PoolConnection:
 
     def abandon(self) -> None:
         """End a call that another thread is waiting in, with PoolUnavailable; that thread is to close then."""
+        self._abandoned = True
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 
@@ -209,6 +221,7 @@ class PoolConnection:
             self._descriptors += descriptors
             if not data:
                 raise PoolUnavailable("The pool service has ended.", _hint())
+            self._heard = True
             self._received += data
             if len(self._received) > MAX_LINE:
                 raise PoolError("The pool service sent a line that is too long.", _hint())

@@ -56,6 +56,8 @@ class ProfilePool:
         self.closed = False
         #: why the host has no room for another VM, if it was asked last time and had none
         self.refusal = ""
+        #: places of ``max_vms`` that are kept for forks
+        self.reserved = 0
         self.vms: set[PooledVM] = set()
         self.warm: deque[PooledVM] = deque()
         self.clone_times = Durations()
@@ -189,7 +191,8 @@ class ProfilePool:
             # and more clones at a time than cores only make each of them later
             at_once = (os.cpu_count() or 1) if self.error is None else 1
             wanted = max(wanted, 0 if self.error is None else 1)
-            for _ in range(min(wanted, self.profile.max_vms - len(self.vms), at_once - booting)):
+            room = self.profile.max_vms - len(self.vms) - self.reserved
+            for _ in range(min(wanted, room, at_once - booting)):
                 self.refusal = self.admission.refusal(self.profile.memory_mib)
                 if self.refusal:
                     break

@@ -43,13 +43,24 @@ async def fork(
 
     Raises PoolFull after ``acquire_timeout_s`` of a full pool or of too little memory, VMError.
     """
+    # or the VM that is to be warm next would take the place of the one that made room
+    pool.reserved += 1
+    try:
+        await _make_room(pool, source, tell)
+        return await restore(pool, source, checkpoint, holder, same_session=False)
+    finally:
+        pool.reserved -= 1
+        pool.refill()
+
+
+async def _make_room(pool: ProfilePool, source: Source, tell: Callable[[str], None]) -> None:
     limit = asyncio.get_running_loop().time() + pool.config.acquire_timeout_s
     while True:
         if pool.ending is not None:
             raise pool.ending
         pool.refusal = pool.admission.refusal(source.golden.spec.memory_mib)
         if len(pool.vms) < pool.profile.max_vms and not pool.refusal:
-            return await restore(pool, source, checkpoint, holder, same_session=False)
+            return
         if pool.warm:
             await pool.release(pool.warm.popleft(), "it makes room for a fork")
             continue
