@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import CONFIG, service_pid, stop_service, write_config
+from tests.conftest import CONFIG, service_pid
 from tests.guest_session import GuestSession
 from vm_kernel import paths
 from vm_kernel.errors import ConfigError, ImageError, PoolFull, UnknownProfile
 from vm_kernel.image.store import open_image
 from vm_kernel.pool.client import PoolConnection
 from vm_kernel.pool.protocol import MAX_REQUEST
-
-
-@pytest.fixture
-def configured(vm_home: Path) -> Iterator[object]:
-    """A function that restarts the service with another configuration; afterwards the usual one is back."""
-
-    def restart_with(text: str) -> None:
-        stop_service()
-        write_config(CONFIG + text)
-
-    yield restart_with
-    restart_with("")
 
 
 def acquire(profile: str = "default") -> None:

@@ -48,6 +48,12 @@ class PoolConnection:
             try:
                 sock.connect(str(paths.pool_socket()))
                 return cls(sock)
+            except BlockingIOError:  # hundreds connect at once
+                sock.close()
+                if time.monotonic() > deadline:
+                    raise PoolUnavailable("The pool service does not take any more connections.", _hint()) from None
+                time.sleep(0.05)
+                continue
             except (FileNotFoundError, ConnectionRefusedError):
                 sock.close()
             except OSError as error:

@@ -10,7 +10,7 @@ from vm_kernel.errors import CloneError, GoldenError, GuestProtocolError, HostEr
 MAX_FAILURES = 3
 #: the shortest and the longest pause between two tries, in seconds
 MIN_BACKOFF_S = 0.5
-MAX_BACKOFF_S = 60.0
+MAX_BACKOFF_S = 30.0
 
 _CAUSES: dict[type[VMKernelError], str] = {
     ImageError: "image",

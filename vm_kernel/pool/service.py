@@ -258,7 +258,7 @@ def _listen() -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(path))
     path.chmod(0o700)
-    listener.listen(128)
+    listener.listen(MAX_CONNECTIONS)
     listener.setblocking(False)
     return listener
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vm_kernel.pool.tasks import Tasks
 
 #: after a shell that could not be started, or ended, the next one waits so long
-RETRY_S = 10.0
+RETRY_S = 5.0
 
 
 class Shells:

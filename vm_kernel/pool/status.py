@@ -80,9 +80,13 @@ def _profile(pool: ProfilePool) -> dict[str, Any]:
         "leased": pool.count(VMState.LEASED) + pool.count(VMState.CHECKPOINTING),
         "booting": pool.count(VMState.BOOTING),
         "waiting": pool.waiting,
+        "prepared": len(pool.shells),
+        "failures_by_cause": pool.failures_by_cause,
         "state": pool.state,
         "detail": pool.detail,
         "golden_key": pool.source.golden.key if pool.source else None,
+        "golden_build": pool.source.golden.build_id if pool.source else None,
+        "golden_created_at": pool.source.golden.created_at.isoformat() if pool.source else None,
     }
 
 
