@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from benchmarks import environment, pool, report, requests, sessions
+from benchmarks import checkpoints, crowds, environment, pool, report, requests, sessions
 from benchmarks.samples import Results
 
 
@@ -22,7 +22,11 @@ def main() -> int:
         console = Console(highlight=False, width=120)
     steps: list[tuple[str, Callable[[], None]]] = [
         ("golden snapshots", lambda: pool.measure_golden(results, 1 if quick else 3)),
-        ("leases", lambda: pool.measure_leases(results, 4 if quick else 22)),
+        ("leases", lambda: pool.measure_leases(results, 4 if quick else 102)),
+        ("from lease to lease", lambda: crowds.measure_turns(results, 2 if quick else 11)),
+        ("checkpoints", lambda: checkpoints.measure_checkpoints(results, 2 if quick else 11)),
+        ("agents", lambda: crowds.measure_agents(results, 1 if quick else 3)),
+        ("many leases at once", lambda: crowds.measure_crowds(results, 1 if quick else 3)),
         ("starts and restarts", lambda: sessions.measure_starts(results, 1 if quick else 11)),
         ("cells", lambda: sessions.measure_cells(results, 2 if quick else 10, 20)),
         ("requests", lambda: requests.measure_requests(results, 1 if quick else 5, 10 if quick else 30)),

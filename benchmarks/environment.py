@@ -25,11 +25,17 @@ from vm_kernel.pool.client import PoolConnection
 MIN_WARM = 2
 #: a profile that keeps this many VMs warm, to see what an idle one costs
 MANY = 10
+#: and one for so many sessions at once
+CROWD = 50
 CONFIG = f"""
 c.PoolConfig.min_warm = {MIN_WARM}
-c.PoolConfig.max_vms = 8
+c.PoolConfig.max_vms = 12
 c.PoolConfig.idle_exit_s = 0
-c.PoolConfig.profiles = {{"many": {{"min_warm": {MANY}, "max_vms": {MANY}}}}}
+c.PoolConfig.memory_overcommit = 10.0
+c.PoolConfig.profiles = {{
+    "many": {{"min_warm": {MANY}, "max_vms": {MANY}}},
+    "crowd": {{"min_warm": {CROWD}, "max_vms": {CROWD}}},
+}}
 """
 
 

@@ -20,17 +20,20 @@ LATEST = Path(__file__).with_name("latest.json")
 
 def show(results: Results, console: Console) -> None:
     """Print all rows; lower is better everywhere."""
-    table = Table(title="Medians (p95); lower is better", title_justify="left")
-    for column in ("", "VM Sandbox", "stock ipykernel", "ratio", "aim", ""):
+    table = Table(title="Medians (p95); lower is better, but for an aim with ≥", title_justify="left")
+    for column in ("", "VM Sandbox", "stock ipykernel", "ratio", "aim", "", "specification"):
         table.add_column(column, justify="left" if column == "" else "right")
     for row in results.rows.values():
         table.add_row(
-            f"{row.title}, {row.unit}",
+            f"{row.title}, {row.unit}" if row.unit else row.title,
             _cell(row, OURS),
             _cell(row, STOCK),
             "" if row.ratio is None else f"{row.ratio:.2f}",
-            "" if row.aim is None else f"{'ratio ' if row.aim_is_ratio else ''}≤ {row.aim:g}",
+            ""
+            if row.aim is None
+            else f"{'ratio ' if row.aim_is_ratio else ''}{'≥' if row.at_least else '≤'} {row.aim:g}",
             {None: "", True: "[green]met", False: "[red]missed"}[row.met],
+            row.specification,
         )
     console.print(table)
 
