@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import guest_agent.honest_agent as honest  # type: ignore[import-not-found]
 
@@ -23,7 +24,16 @@ ATTACKS = {
 
 
 class HostileAgent(honest.Agent):  # type: ignore[misc]
-    """Sends its attack instead of running the cell that names it."""
+    """Sends its attack instead of running the cell that names it. It answers one PING, before it is leased."""
+
+    _answered = False
+
+    def _health(self, fields: dict[str, Any]) -> dict[str, Any]:
+        while self._answered:
+            time.sleep(60)
+        self._answered = True
+        health: dict[str, Any] = super()._health(fields)
+        return health
 
     def _to_kernel(self, kind: Kind, parts: list[bytes]) -> None:
         if b"attack:panic" in parts[4]:

@@ -8,13 +8,15 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 import guest_agent
-from tests.conftest import CONFIG, StartKernel, qemus, service_pid, stop_service, write_config
+from tests.conftest import CONFIG, StartKernel, qemus, service_pid, stop_service, wait_until, write_config
 from tests.guest_session import GuestSession
+from tests.pool.rest import profile
 from vm_kernel.errors import GuestProtocolError
 from vm_kernel.pool.client import PoolConnection
 
@@ -75,6 +77,19 @@ async def test_a_panic_of_the_guests_kernel_is_named(hostile_home: Path, start_k
         reply = await client.execute_interactive("'attack:panic'", timeout=30, output_hook=lambda _: None)
         assert reply["content"]["ename"] == "VMDied"
         assert "the Linux kernel in it has panicked" in reply["content"]["evalue"]
+
+
+def test_a_warm_vm_whose_guest_does_not_answer_is_replaced(hostile_home: Path) -> None:
+    write_config(CONFIG + "c.PoolConfig.health_interval_s = 2.0; c.PoolConfig.health_timeout_s = 1.0")
+    with closing(PoolConnection.open()) as connection:
+        connection.reload()
+    wait_until(lambda: profile()["failures_by_cause"].get("health", 0) >= 2, 60.0, "both VMs were found unwell")
+    write_config(CONFIG + "c.PoolConfig.min_warm = 1; c.PoolConfig.health_interval_s = 0")
+    with closing(PoolConnection.open()) as connection:
+        connection.reload()
+        lease = connection.acquire()
+        assert GuestSession(lease).value("6 * 7") == 42
+        lease.stream.close()
 
 
 @pytest.mark.parametrize("hostile_home", ["rude_agent.py"], indirect=True)
