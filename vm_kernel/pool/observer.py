@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 #: characters of a message or an operation's name in the audit log
 _MAX_WORDS = 300
+#: seconds from the begin of a lease to the first look at what its VM uses
+_LOOK_DELAY_S = 0.01
 
 
 class Observer:
@@ -73,8 +75,9 @@ class Observer:
         holder = vm.holder
         session = Session(vm, peer_of(connection), holder.kernel_id if holder is not None else "")
         self.sessions[session.id] = session
-        self._look_at(session)
         session.mark(0.0)
+        # not at once: others may be waiting for their VM
+        asyncio.get_running_loop().call_later(_LOOK_DELAY_S, self._look_at, session)
         spec = vm.source.golden.spec if vm.source is not None else None
         facts = {"memory_mib": spec.memory_mib, "vcpus": spec.vcpus, "accelerator": spec.accelerator} if spec else {}
         self.audit.write("lease", **session.ids, acquire_ms=round(1000 * seconds, 3), **facts)

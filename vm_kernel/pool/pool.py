@@ -36,6 +36,8 @@ from vm_kernel.vm.machine import PreparedMachine
 
 #: a clone that is not warm after so long has its QEMU killed
 BOOT_TIMEOUT_S = 90.0
+#: seconds from a lease to the making of the next VM, which would slow the hand-over down
+REFILL_DELAY_S = 0.01
 
 
 class ProfilePool:
@@ -134,7 +136,8 @@ class ProfilePool:
         watch.stop_stream(vm)
         vm.go(VMState.LEASED)
         vm.holder = holder
-        self.refill()
+        # others who ask at the same moment get theirs first
+        asyncio.get_running_loop().call_later(REFILL_DELAY_S, self.refill)
         return vm
 
     def take_prepared(self) -> PreparedMachine | None:
