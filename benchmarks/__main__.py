@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from benchmarks import checkpoints, crowds, environment, pool, report, requests, sessions
+from benchmarks import checkpoints, crowds, environment, files, pool, report, requests, sessions
 from benchmarks.samples import Results
 
 
@@ -31,6 +31,7 @@ def main() -> int:
         ("cells", lambda: sessions.measure_cells(results, 2 if quick else 10, 20)),
         ("requests", lambda: requests.measure_requests(results, 1 if quick else 5, 10 if quick else 30)),
         ("the relay without a VM", lambda: requests.measure_relay(results, 1 if quick else 5, 10 if quick else 100)),
+        ("files", lambda: files.measure_files(results, 2 if quick else 10)),
         ("much output", lambda: requests.measure_stdout(results, 1 if quick else 2)),
     ]
     with environment.place():

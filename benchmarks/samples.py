@@ -163,6 +163,8 @@ class Results:
                 Row("checkpoint_list", "checkpoints: list", "ms", 5.0, specification="< 100"),
                 Row("rollback", "rollback to the first answer", "s", 0.4, specification="< 1"),
                 Row("fork_five", "fork into five, all answering", "s", 2.0),
+                Row("files_put", "files: 20 MB into the VM", "MB/s", at_least=True),
+                Row("files_get", "files: 20 MB out of the VM", "MB/s", at_least=True),
                 Row("cold_boot", "cold boot to warm", "s"),
                 Row("golden_build", "golden snapshot: build", "s"),
                 Row("golden_load", "golden snapshot: load", "s"),

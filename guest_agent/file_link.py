@@ -9,6 +9,7 @@ Requests, host to guest, and what follows them, see tree_reader.py:
     {"op": "put", "path", "limits", "overwrite"}            host: messages, "done"; guest: "made"…, "done"
     {"op": "get", "path", "limits", "patterns", "hidden"}   guest: messages, "done"
     {"op": "read", "path", "limits"}                        guest: messages of one file, "done"
+    {"op": "stat", "path"}                                  guest: "done" with its "kind"
     {"op": "list", "path", "limits"}                        guest: "item"…, "done"
     {"op": "remove", "path"}                                host: "path"…, "done"; guest: "done"
     {"op": "cancel"}                                        the request of that id is given up

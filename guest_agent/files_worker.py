@@ -168,6 +168,11 @@ def _read(link: Link, fields: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def _stat(link: Link, fields: dict[str, Any]) -> dict[str, Any]:
+    with _anchor(fields["path"]) as (anchor, parts), _below(anchor, parts[:-1], fields["path"]) as folder:
+        return {"kind": tree_reader.kind_of(folder, parts[-1])} if parts else {"kind": "folder"}
+
+
 def _list(link: Link, fields: dict[str, Any]) -> dict[str, Any]:
     with _folder(fields["path"]) as folder:
         for item in tree_reader.listing(folder, Limits(*fields["limits"])):
@@ -228,4 +233,4 @@ def _below(anchor: int, parts: list[str], path: str) -> Iterator[int]:
         os.close(folder)
 
 
-_OPERATIONS = {"put": _put, "get": _get, "read": _read, "list": _list, "remove": _remove}
+_OPERATIONS = {"put": _put, "get": _get, "read": _read, "stat": _stat, "list": _list, "remove": _remove}

@@ -27,6 +27,8 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK: a FIFO that takes the place of a file must not make us wait for its writer
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
+_KINDS = {stat.S_IFDIR: "folder", stat.S_IFREG: "file", stat.S_IFLNK: "link"}
+
 Message = tuple[dict[str, Any], bytes]
 
 
@@ -80,16 +82,21 @@ def single(folder: int, name: str, limits: Limits) -> Found:
     return Found([_entry((name,), status)], [], status.st_size)
 
 
+def kind_of(folder: int, name: str) -> str:
+    """What is called so in a folder: file, folder, link or other. Raises OSError."""
+    mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
+    return _KINDS.get(stat.S_IFMT(mode), "other")
+
+
 def listing(folder: int, limits: Limits) -> Iterator[dict[str, Any]]:
     """A message for each thing in a folder, in the order of their names. Raises TreeError, OSError."""
     for name in _names(folder, limits.max_entries):
         with contextlib.suppress(FileNotFoundError, TreeError):
             status = os.stat(tree_parts(name)[0], dir_fd=folder, follow_symlinks=False)
-            kind = {stat.S_IFDIR: "folder", stat.S_IFREG: "file", stat.S_IFLNK: "link"}
             yield {
                 "t": "item",
                 "name": name,
-                "kind": kind.get(stat.S_IFMT(status.st_mode), "other"),
+                "kind": _KINDS.get(stat.S_IFMT(status.st_mode), "other"),
                 "size": status.st_size,
                 "mode": stat.S_IMODE(status.st_mode),
                 "mtime_ns": status.st_mtime_ns,

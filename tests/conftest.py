@@ -100,10 +100,10 @@ def start_kernel(kernelspec: str) -> StartKernel:
 
     @asynccontextmanager
     async def start(
-        kernel_name: str = kernelspec, ready_timeout_s: float = 60.0, **arguments: object
+        kernel_name: str = kernelspec, ready_timeout_s: float = 60.0, cwd: Path | None = None, **arguments: object
     ) -> AsyncIterator[tuple[AsyncKernelManager, AsyncKernelClient]]:
         manager = AsyncKernelManager(kernel_name=kernel_name, **arguments)
-        await manager.start_kernel()
+        await manager.start_kernel(cwd=cwd)
         client = manager.client()
         client.start_channels()
         try:

@@ -19,6 +19,7 @@ from vm_kernel.errors import ConfigError, UnknownProfile
 CONFIG_FILE = "vm_kernel_config.py"
 ACCELERATORS = ("auto", "kvm", "tcg")
 TRANSPORTS = ("auto", "vsock", "virtio-serial")
+FILE_RULES = ("off", "get", "both")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Profile:
     min_warm: int
     max_vms: int
     ttl_s: float
+    files: str
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,15 @@ class PoolConfig(Configurable):
         86400.0, min=0.0, help="A warm VM that is older than so many seconds is replaced by a new one; 0: never."
     ).tag(config=True)
     profiles = Dict(
-        help="More profiles by name; each may set image, memory_mib, vcpus, min_warm, max_vms, ttl_s. What it leaves "
-        "out is as above. The profile 'default' is always there.",
+        help="More profiles by name; each may set image, memory_mib, vcpus, min_warm, max_vms, ttl_s, files. What it "
+        "leaves out is as above. The profile 'default' is always there.",
+    ).tag(config=True)
+    files = Enum(
+        FILE_RULES,
+        "off",
+        help="What notebooks may do with the files below their own folder on the host. off: nothing. get: %vm_get may "
+        "add files. both: %vm_put may read files, too. For notebooks that you trust: a notebook that you did not write "
+        "could plant a numpy.py beside itself, or show somebody your data.",
     ).tag(config=True)
     prepared = Int(
         1,
@@ -165,6 +174,7 @@ class PoolConfig(Configurable):
             "min_warm": self.min_warm,
             "max_vms": self.max_vms,
             "ttl_s": self.ttl_s,
+            "files": self.files,
         }
         if unknown := set(own) - set(values):
             raise ConfigError(
@@ -186,6 +196,7 @@ def _checked_profile(name: str, values: dict[str, Any]) -> Profile:
         min_warm = Int(values["min_warm"], min=0, max=1000)
         max_vms = Int(values["max_vms"], min=1, max=10000)
         ttl_s = Float(values["ttl_s"], min=0.0)
+        files = Enum(FILE_RULES, values["files"])
 
     try:
         return Profile(name=name, **Checked(**values).trait_values())

@@ -77,3 +77,61 @@ def test_what_cannot_be_run_is_said_before_anything_runs(kernelspec: str, tmp_pa
         assert message in done.stderr
         assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_files_go_in_before_the_first_cell_and_come_out_after_the_last(kernelspec: str, tmp_path: Path) -> None:
+    (tmp_path / "in/sub").mkdir(parents=True)
+    (tmp_path / "in/numbers.txt").write_text("1 2 3")
+    (tmp_path / "in/sub/more.txt").write_text("4")
+    (tmp_path / "in/.env").write_text("secret")
+    code = (
+        "import os; total = sum(map(int, open('numbers.txt').read().split() + [open('sub/more.txt').read()]))\n"
+        "os.makedirs('out/deep'); open('out/total.txt', 'w').write(str(total))\n"
+        "open('out/deep/x.csv', 'w').write('x'); open('out/other', 'w').write('o'); print(os.path.exists('.env'))"
+    )
+    notebook = write_notebook(tmp_path / "a.ipynb", "# %vm_put is off here", code)
+    words = ("--input", tmp_path / "in", "--collect", "out/*.txt", "--collect", "**/*.csv")
+    done = vm_kernel("run", "--output-dir", tmp_path / "out", *words, notebook)
+    assert done.returncode == 0, done.stderr
+    assert outputs(tmp_path / "out/a.ipynb")[1] == "False\n"
+    assert (tmp_path / "out/out/total.txt").read_text() == "10"
+    found = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert found == ["a.ipynb", "out/deep/x.csv", "out/total.txt"]
+    for stage in ("files into the VM", "files out of the VM"):
+        assert stage in done.stdout
+
+
+def test_files_are_collected_when_a_cell_fails_or_takes_too_long(kernelspec: str, tmp_path: Path) -> None:
+    for name, end in (("broken", "1 / 0"), ("slow", "import time; time.sleep(60)")):
+        notebook = write_notebook(tmp_path / f"{name}.ipynb", "open('log', 'w').write('so far')", end, "1")
+        done = vm_kernel("run", "--output-dir", tmp_path / name, "--collect", "log", "--timeout", "5", notebook)
+        assert done.returncode == 1
+        assert f"{notebook}, cell 2 of 3" in done.stderr
+        assert (tmp_path / name / "log").read_text() == "so far"
+        assert "not collected" not in done.stderr
+
+
+def test_each_notebook_collects_into_a_folder_of_its_own(kernelspec: str, tmp_path: Path) -> None:
+    notebooks = [write_notebook(tmp_path / f"{n}.ipynb", f"open('log', 'w').write('{n}')") for n in ("a", "b")]
+    done = vm_kernel("run", "--output-dir", tmp_path / "out", "--collect", "log", *notebooks)
+    assert done.returncode == 0, done.stderr
+    assert [(tmp_path / "out" / n / "log").read_text() for n in ("a", "b")] == ["a", "b"]
+
+
+def test_what_cannot_be_copied_is_a_clear_error(kernelspec: str, tmp_path: Path) -> None:
+    notebook = write_notebook(tmp_path / "a.ipynb", "1")
+    (tmp_path / "in").mkdir()
+    with (tmp_path / "in/huge").open("wb") as file:
+        file.truncate(1 << 30)
+    out = ("--output-dir", tmp_path / "out")
+    for words, message in (
+        (("--input", tmp_path / "none"), f"There is no folder {tmp_path / 'none'}"),
+        (("--collect", "*"), "Add --output-dir"),
+        ((*out, "--collect", "../*"), "a path with '..' in it"),
+        ((*out, "--collect", "/etc/*"), "must be relative"),
+        ((*out, "--input", tmp_path / "in"), "no room for 1073741824 bytes"),
+    ):
+        done = vm_kernel("run", *words, notebook)
+        assert done.returncode == 1, words
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vm_kernel.errors import ConfigError, VMKernelError
+from vm_kernel.errors import ConfigError, FilesystemError, VMKernelError
 
 if TYPE_CHECKING:
     from nbclient import NotebookClient
@@ -21,11 +21,21 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
+    from vm_kernel.commands.run_files import Client
     from vm_kernel.commands.warmup import Pool, Stage
 
 
 class NotebookError(VMKernelError):
     """A notebook's cell failed. The fault is the notebook's (or the VM's, if it died under it)."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """What goes into a notebook's VM before its first cell, and what comes out after its last."""
+
+    input: Path | None
+    collect: list[str]
+    output: Path
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,7 @@ class Run:
     stages: list[Stage] = field(default_factory=list)
     vm: dict[str, Any] | None = None
     cell_index: int = -1
+    files: Files | None = None
 
     @property
     def place(self) -> str:
@@ -72,6 +83,22 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--kernel", default="vm-sandbox", metavar="NAME", help="Jupyter kernel (default: %(default)s)")
     parser.add_argument("--timeout", type=_seconds, metavar="S", help="seconds for a cell (default: no limit)")
+    parser.add_argument(
+        "--input",
+        type=Path,
+        metavar="DIR",
+        help="put the files below DIR, hidden ones left out, into the folder of the VM where code begins, before the "
+        "first cell",
+    )
+    parser.add_argument(
+        "--collect",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="copy files of the VM to --output-dir after the last cell, also when a cell has failed: a glob relative "
+        "to where code begins, such as 'out/*.csv' or '**/*.png'; repeatable. With several notebooks each gets a "
+        "folder of its own there",
+    )
     parser.set_defaults(run=run)
 
 
@@ -84,9 +111,10 @@ def run(args: argparse.Namespace) -> int:
     console = Console(highlight=False, markup=False)
     jobs = plan(args.notebooks, args.output_dir)
     profile = warmup.profile_of(args.kernel)
+    files = plan_files(args, jobs, profile is not None)
     pool = warmup.wait_for_warm(profile, console) if profile is not None else None
     for job in jobs:
-        outcome = Run(job, read_notebook(job.source), pool)
+        outcome = Run(job, read_notebook(job.source), pool, files=files.get(job))
         try:
             execute(outcome, args.kernel, args.timeout, console)
         finally:
@@ -111,6 +139,19 @@ def plan(notebooks: Sequence[Path], output_dir: Path | None) -> list[Job]:
         if target == job.source.resolve():
             raise ConfigError(f"{job.source} would be overwritten by its result.", "Choose another --output-dir.")
     return jobs
+
+
+def plan_files(args: argparse.Namespace, jobs: Sequence[Job], is_ours: bool) -> dict[Job, Files]:
+    """What --input and --collect mean for each notebook. Raises ConfigError if they cannot be meant."""
+    from vm_kernel.commands.run_files import check
+
+    if args.input is None and not args.collect:
+        return {}
+    check(args.input, args.collect, args.output_dir, is_ours)
+    return {
+        job: Files(args.input, args.collect, job.target.parent if len(jobs) == 1 else job.target.with_suffix(""))
+        for job in jobs
+    }
 
 
 def read_notebook(path: Path) -> NotebookNode:
@@ -142,26 +183,32 @@ def write_notebook(outcome: Run) -> None:
 def execute(outcome: Run, kernel: str, timeout: int | None, console: Console) -> None:
     """Run every cell, outputs go into ``outcome.notebook``. Raises NotebookError that names notebook and cell."""
     from jupyter_client.kernelspec import NoSuchKernel
-    from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+    from vm_kernel.commands.run_files import Client
+    from vm_kernel.commands.warmup import Stage
 
     quieten_logs()
     folder = str(outcome.job.source.resolve().parent)
-    client = NotebookClient(
-        outcome.notebook, kernel_name=kernel, timeout=timeout, resources={"metadata": {"path": folder}}
-    )
+    client = Client(outcome.notebook, kernel_name=kernel, timeout=timeout, resources={"metadata": {"path": folder}})
+    client.files = outcome.files
+    client.on_copied = lambda what, seconds: outcome.stages.append(Stage(what, seconds))
     with progress_bar(console) as progress:
         watch(client, outcome, progress, progress.add_task(outcome.job.source.name, total=len(outcome.notebook.cells)))
         try:
-            client.execute()
+            client.execute(**client.start_options())
         except NoSuchKernel as error:
             raise ConfigError(f"Jupyter has no kernel {kernel!r}.", "Run `vm-kernel install`.") from error
         except CellExecutionError as error:
-            raise NotebookError(f"{outcome.place}: {error.ename}: {error.evalue}", _written(outcome)) from error
+            raise NotebookError(f"{outcome.place}: {error.ename}: {error.evalue}", _written(outcome, client)) from error
         except CellTimeoutError as error:
-            raise NotebookError(f"{outcome.place}: did not end within {timeout} s", _written(outcome)) from error
+            raise NotebookError(
+                f"{outcome.place}: did not end within {timeout} s", _written(outcome, client)
+            ) from error
         except DeadKernelError as error:
-            raise NotebookError(f"{outcome.place}: the kernel died", _written(outcome)) from error
+            raise NotebookError(f"{outcome.place}: the kernel died", _written(outcome, client)) from error
+        except FilesystemError as error:
+            raise NotebookError(f"{outcome.job.source}: {error.message}", error.hint) from error
         except Exception as error:
             # nbclient answers SIGINT and SIGTERM by taking its kernel away under the running cell
             if client.km is None and outcome.cell_index >= 0:
@@ -244,8 +291,9 @@ def report(outcome: Run, console: Console) -> None:
     console.print(f"Wrote {outcome.job.target}", soft_wrap=True)
 
 
-def _written(outcome: Run) -> str:
-    return f"See the outputs in {outcome.job.target}."
+def _written(outcome: Run, client: Client) -> str:
+    left = f" Its files were not collected: {client.not_collected}" if client.not_collected else ""
+    return f"See the outputs in {outcome.job.target}.{left}"
 
 
 def _seconds(text: str) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 from guest_agent.file_link import WINDOW, Link, Message, Remote, parse
 from guest_agent.frames import FrameError
 from guest_agent.names import Limits, TreeError, path_parts, reason_of
-from vm_kernel.errors import FilesystemError, VMKernelError
+from vm_kernel.errors import FilesystemError, VMError, VMKernelError
 
 #: seconds without a word from the guest after which a transfer fails
 STALL_S = 120.0
@@ -37,7 +37,7 @@ class FileChannel:
     """
 
     def __init__(
-        self, send: Callable[[list[bytes]], None], note: Callable[[dict[str, Any]], object] = lambda fields: None
+        self, send: Callable[[list[bytes]], object], note: Callable[[dict[str, Any]], object] = lambda fields: None
     ) -> None:
         self.send = send
         self.note = note
@@ -93,7 +93,7 @@ class Request:
 
     def feed(self, message: Message) -> None:
         """A message has arrived. Raises FrameError if the guest sends more than its window allows."""
-        if message.fields.get("id") != self._number:
+        if not self.is_mine(message):
             return
         with self._news:
             self._waiting += message.size
@@ -101,6 +101,10 @@ class Request:
                 raise FrameError("more of a file than was asked for")
             self._inbox.append(message)
             self._news.notify()
+
+    def is_mine(self, message: Message) -> bool:
+        """False for what is left of a request that was given up."""
+        return bool(message.fields.get("id") == self._number)
 
     # ---- what Link needs
 
@@ -113,7 +117,7 @@ class Request:
         """Wait for the next message."""
         with self._news:
             if not self._news.wait_for(self._has_news, STALL_S):
-                raise _Stalled
+                raise Stalled
             self._check()
             message = self._inbox.popleft()
             self._waiting -= message.size
@@ -157,14 +161,15 @@ class Request:
                 raise FilesystemError(
                     f"{said}: {printable(error.reason)} (in the virtual machine).", path=said
                 ) from None
-            except _Stalled:
+            except Stalled:
                 self._channel.send([self._header()])
                 raise FilesystemError(
                     f"{path}: the virtual machine has said nothing for {STALL_S:.0f} s.", "Try again.", path
                 ) from None
+            except VMError:  # nobody is left who could be told
+                raise
             except BaseException:
-                if self._channel.cause is None:
-                    self._channel.send([self._header(), b""])
+                self._channel.send([self._header(), b""])
                 raise
             finally:
                 self._channel.current = None
@@ -180,7 +185,7 @@ class Request:
         return json.dumps({"id": self._number, "op": "cancel"}).encode()
 
 
-class _Stalled(Exception):
+class Stalled(Exception):
     """The guest says nothing any more."""
 
 

@@ -88,11 +88,11 @@ class FileRequest(Request):
         finally:
             writer.abort()
 
-    def get_file(self, source: str, writer: TreeWriter) -> Transfer:
-        """Copy one file of the guest. Commits ``writer``, or aborts it."""
+    def get_file(self, source: str, writer: TreeWriter, name: str) -> Transfer:
+        """Copy one file of the guest, to the file ``name``. Commits ``writer``, or aborts it."""
         try:
             with self.ask("read", source) as link:
-                transfer = self._receive(link, writer)
+                transfer = self._receive(link, writer, name)
                 if transfer.files != 1:
                     raise TreeError("has not arrived", source)
                 writer.commit()
@@ -107,6 +107,12 @@ class FileRequest(Request):
             if self._receive(link, receiver).files != 1:
                 raise TreeError("has not arrived", source)
         return bytes(receiver.content)
+
+    def kind(self, path: str) -> str:
+        """What a path in the guest is: file, folder, link or other."""
+        with self.ask("stat", path) as link:
+            kind = link.until_done(_nothing).get("kind")
+        return kind if kind in ("file", "folder", "link") else "other"
 
     def entries(self, source: str) -> list[FileEntry]:
         """What is in a folder of the guest, by name."""
@@ -163,9 +169,9 @@ class FileRequest(Request):
         prefix = "" if target == "." else target.rstrip("/") + "/"
         return Put(Transfer(len(names), done, skipped), [prefix + name for name in names], made)
 
-    def _receive(self, link: Link, receiver: Receiver) -> Transfer:
+    def _receive(self, link: Link, receiver: Receiver, name: str = "") -> Transfer:
         def take(fields: dict[str, Any], data: bytes) -> None:
-            receiver.take(fields, data)
+            receiver.take(fields | {"name": name} if name and "name" in fields else fields, data)
             self.files += fields.get("t") == "file"
             self.tell(receiver.received, max(receiver.total, receiver.bytes))
 

@@ -18,13 +18,18 @@ class Background(Generic[T]):
         self._value: T | None = None
         self._error: Exception | None = None
         self.done = False
-        threading.Thread(target=self._run, daemon=True).start()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
 
     def result(self) -> T:
         """What the function returned; raises what it raised. Only to be called when ``done``."""
         if self._error is not None:
             raise self._error
         return self._value  # type: ignore[return-value]
+
+    def wait(self, timeout_s: float) -> None:
+        """Until it is done, or time is up."""
+        self._thread.join(timeout_s)
 
     def _run(self) -> None:
         try:

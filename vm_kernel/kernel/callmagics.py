@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vm_kernel.kernel import checkpoint_magics
+from vm_kernel.kernel import checkpoint_magics, file_magics, run_files
 from vm_kernel.kernel.hostcall import HostCall
 from vm_kernel.kernel.magic_arguments import Usage
 
@@ -14,6 +14,10 @@ _MAGICS: dict[str, Callable[[HostCall], Data]] = {
     "checkpoint": checkpoint_magics.checkpoint,
     "checkpoints": checkpoint_magics.checkpoints,
     "rollback": checkpoint_magics.rollback,
+    "vm_put": file_magics.put,
+    "vm_get": file_magics.get,
+    "vm_run_input": run_files.put_input,
+    "vm_run_collect": run_files.collect,
 }
 
 

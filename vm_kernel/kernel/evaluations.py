@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from vm_kernel.kernel.hostcall import HostCall
 
 
+#: seconds that a magic whose VM has ended has for tidying up, before the kernel process may end
+TIDY_S = 2.0
+
+
 class _Evaluation:
     """One that is under way. ``call`` is None for a magic that needs neither guest nor lease."""
 
@@ -92,10 +96,11 @@ class Evaluations:
         return call is not None
 
     def forget(self) -> None:
-        """The VM has ended or been given back."""
+        """The VM has ended or been given back. Magics that worked on it get a moment to tidy up on the host."""
         for evaluation in self._running:
             if evaluation.call is not None:
                 evaluation.call.vm_ended()
+                evaluation.work.wait(TIDY_S)
         self._running.clear()
         self.exclusive = None
 

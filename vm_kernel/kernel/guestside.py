@@ -31,7 +31,7 @@ INTERRUPT_REPLY_S = 1.0
 #: stands for a client without one identity of its own: replies are addressed by their parent, not by this
 _NO_IDENTITY = b"vm-kernel-client"
 #: what the agent sends to a host magic that is being evaluated
-FOR_HOST_CALLS = frozenset({Kind.FROZEN})
+FOR_HOST_CALLS = frozenset({Kind.FROZEN, Kind.FILES})
 #: bytes of the guest's other messages that wait for the end of a host cell
 MAX_HELD = 8 * 1024 * 1024
 
@@ -167,8 +167,6 @@ class GuestSide:
         try:
             if kind in JUPYTER_KINDS:
                 self._jupyter_message(kind, parse_guest(unpack_parts(body)))
-            elif kind is Kind.FILES:
-                raise WireError("files that nobody asked for")
             else:
                 self._agent_message(kind, decode_json(body))
         except WireError as error:

@@ -64,6 +64,7 @@ class HostCall:
         self._waiting_bytes = 0
         self._shown = False
         self._interrupted = threading.Event()
+        self._ended = False
 
     # ---- for the magic
 
@@ -108,6 +109,8 @@ class HostCall:
         """Send a JSON message to the agent and wait for its answer. Raises as receive(), and GuestProtocolError."""
         self.tell(kind, fields)
         received, body = self.receive(timeout_s)
+        while received is Kind.FILES:  # what is left of a transfer that was given up
+            received, body = self.receive(timeout_s)
         try:
             if received is answer:
                 return decode_json(body)
@@ -118,6 +121,10 @@ class HostCall:
     def tell(self, kind: Kind, fields: dict[str, Any]) -> None:
         """Send a JSON message to the agent."""
         self._on_loop(lambda: self._stream_send(lambda stream: stream.send_json(kind, fields)))
+
+    def note(self, event: str, fields: dict[str, Any]) -> None:
+        """Tell the pool service what was done, see ``pool/notes.py``."""
+        self._on_loop(lambda: self._tenancy.note(event, fields))
 
     def pool(self, function: Callable[[PoolConnection], T]) -> T:
         """Ask the pool service something over the lease. ``function`` runs in this thread and may block."""
@@ -150,7 +157,8 @@ class HostCall:
         self._interrupted.set()
 
     def vm_ended(self) -> None:
-        """Nothing will come from the guest any more."""
+        """Nothing will come from the guest any more, and the loop does nothing more for the magic."""
+        self._ended = True
         self._inbox.put(None)
 
     def _stream_send(self, send: Callable[[Any], None]) -> int:
@@ -161,7 +169,7 @@ class HostCall:
         return stream.queued_bytes
 
     def _on_loop(self, function: Callable[[], T]) -> T:
-        """Have the loop call ``function``; returns what it returns and raises what it raises."""
+        """Have the loop call ``function``; returns what it returns and raises what it raises, or VMDied."""
         done = threading.Event()
         outcome: list[T] = []
         errors: list[BaseException] = []
@@ -176,7 +184,9 @@ class HostCall:
 
         self._wanted.append(run)
         self._wake()
-        done.wait()
+        while not done.wait(_LOOK_S):
+            if self._ended:
+                raise VMDied("The virtual machine has ended.", "Its state is lost.")
         if errors:
             raise errors[0]
         return outcome[0]

@@ -19,7 +19,7 @@ from vm_kernel.kernel.wire import to_json
 
 HOST_MAGICS = frozenset({"pool_status", "vm_info"})
 #: host magics that need the guest to stand still, or change what later cells find: nothing runs beside them
-EXCLUSIVE = frozenset({"checkpoint", "checkpoints", "rollback"})
+EXCLUSIVE = frozenset({"checkpoint", "checkpoints", "rollback", "vm_put", "vm_get", "vm_run_input", "vm_run_collect"})
 #: markers that are remembered after their turn: threads of the guest may still print with one as their parent
 MAX_MARKERS = 256
 

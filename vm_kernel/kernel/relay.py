@@ -106,6 +106,7 @@ class Relay:
 
     def close(self) -> None:
         """Give the VM back and let clients have what has been sent. The last thing that the process does."""
+        self._guest.evaluations.forget()
         self._tenancy.close()
         self._outlet.iopub.finish(LINGER_MS / 1000)
         self._sockets.close()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from guest_agent.frames import Kind, encode_json
-from vm_kernel.errors import CheckpointError, PoolRequestError, VMDied, VMKernelError
+from vm_kernel.errors import CheckpointError, PoolRequestError, UnknownProfile, VMDied, VMKernelError
 from vm_kernel.pool.checkpoints import Entry, SessionCheckpoints
 from vm_kernel.pool.lines import LineReader
 from vm_kernel.pool.protocol import VMFacts, decode, encode, error_event
@@ -290,7 +290,16 @@ def _facts(vm: PooledVM, service: PoolService) -> VMFacts:
         warm_ms=vm.warm_ms,
         output_stall_s=service.config.output_stall_s,
         audit_code=service.config.audit_code,
+        files=_files_rule(vm.profile, service),
     )
+
+
+def _files_rule(profile: str, service: PoolService) -> str:
+    """What holds now, whenever the VM was made; of a profile that is no longer configured: nothing is allowed."""
+    try:
+        return service.config.profile(profile).files
+    except UnknownProfile:
+        return "off"
 
 
 def _request_or_none(line: bytes) -> dict[str, Any]:

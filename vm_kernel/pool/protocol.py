@@ -63,6 +63,8 @@ class VMFacts(NamedTuple):
     output_stall_s: float = 30.0
     #: PoolConfig.audit_code
     audit_code: bool = False
+    #: the profile's rule for %vm_put and %vm_get: off, get or both
+    files: str = "off"
 
 
 def encode(event: dict[str, Any]) -> bytes:
