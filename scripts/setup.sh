@@ -16,6 +16,7 @@ packages=(
 )
 test_packages=(
     chromium fonts-dejavu-core                                                        # to see JupyterLab as a person does
+    systemd                                                                           # to check units
 )
 service_user=vm-kernel
 venv=.venv

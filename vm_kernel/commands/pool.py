@@ -1,10 +1,11 @@
-"""``vm-kernel pool start|stop|status|metrics``: talk to the pool service through its client."""
+"""``vm-kernel pool …``: talk to the pool service through its client."""
 
 from __future__ import annotations
 
 import argparse
 import json
 
+from vm_kernel.commands import install_service
 from vm_kernel.errors import PoolUnavailable
 
 
@@ -30,6 +31,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     shower.set_defaults(run=status)
     meter = actions.add_parser("metrics", help="the service's metrics, as Prometheus gets them")
     meter.set_defaults(run=metrics)
+    install_service.add_parser(actions)
 
 
 def _interval(text: str) -> float:

@@ -16,8 +16,8 @@ import structlog
 
 from vm_kernel import paths
 from vm_kernel.config import LoadedConfig, load_config
-from vm_kernel.errors import VMKernelError
-from vm_kernel.pool import privileges
+from vm_kernel.errors import PoolUnavailable, VMKernelError
+from vm_kernel.pool import privileges, systemd
 from vm_kernel.pool.protocol import error_event
 from vm_kernel.pool.service import PoolService
 
@@ -48,18 +48,24 @@ def main() -> None:
     """Entry point. Exit status 0 after a graceful stop or if a service runs already, 1 on an error."""
     parser = argparse.ArgumentParser(prog="python -m vm_kernel.pool", description="The pool service of VM Sandbox.")
     parser.add_argument("--ready-fd", type=int, help="a descriptor on which to say that the service listens")
-    starter = Starter(parser.parse_args().ready_fd)
+    parser.add_argument("--stay", action="store_true", help="do not end when idle, nor because another service runs")
+    options = parser.parse_args()
+    starter = Starter(options.ready_fd)
     try:
         loaded = load_config()
         caller = privileges.drop(loaded.pool.user)
         _make_folders()
         lock = _lock()
         if lock is None:
+            if options.stay:
+                raise PoolUnavailable(
+                    f"Another pool service of {paths.home()} runs.", "`vm-kernel pool stop` ends it; then try again."
+                )
             starter.say({"event": "running"})
             return
         _log_to_file()
         _allow_descriptors()
-        _serve(loaded, caller, starter)
+        _serve(loaded, caller, starter, options.stay)
     except VMKernelError as error:
         starter.say(error_event(error))
         print(f"vm-kernel pool: {error}", file=sys.stderr)
@@ -70,12 +76,17 @@ def main() -> None:
         raise
 
 
-def _serve(loaded: LoadedConfig, caller: int, starter: Starter) -> None:
+def _serve(loaded: LoadedConfig, caller: int, starter: Starter, stay: bool) -> None:
     log = structlog.get_logger()
     log.info("service_starts", pid=os.getpid(), uid=os.geteuid(), config=[str(path) for path in loaded.files])
-    service = PoolService(loaded, allowed_uids={0, os.geteuid(), caller})
+    service = PoolService(loaded, allowed_uids={0, os.geteuid(), caller}, stay=stay)
+
+    def listening() -> None:
+        starter.say({"event": "listening"})
+        systemd.ready()
+
     try:
-        asyncio.run(service.run(on_listening=lambda: starter.say({"event": "listening"})))
+        asyncio.run(service.run(on_listening=listening))
     except Exception:
         log.exception("service_failed")
         raise

@@ -25,11 +25,7 @@ def drop(user: str) -> int:
     if caller != 0:
         return caller
     home = paths.home()
-    entry = _entry(user)
-    home.mkdir(parents=True, exist_ok=True, mode=0o755)
-    for folder in (home, paths.run_dir(), paths.golden_dir(), paths.log_file().parent, home / "boot"):
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _give(folder, entry)
+    entry = give_folders(user)
     os.environ |= {"VM_KERNEL_HOME": str(home), "HOME": str(home), "USER": user, "LOGNAME": user}
     for name in [name for name in os.environ if name.startswith("XDG_")]:
         del os.environ[name]
@@ -42,6 +38,17 @@ def drop(user: str) -> int:
     # which changing the uid has taken away
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
     return caller
+
+
+def give_folders(user: str) -> pwd.struct_passwd:
+    """Make the service's folders, for ``user``. Called as root, by install-service, too. Raises ConfigError."""
+    home = paths.home()
+    entry = _entry(user)
+    home.mkdir(parents=True, exist_ok=True, mode=0o755)
+    for folder in (home, paths.run_dir(), paths.golden_dir(), paths.log_file().parent, home / "boot"):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _give(folder, entry)
+    return entry
 
 
 def _entry(user: str) -> pwd.struct_passwd:

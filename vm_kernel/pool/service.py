@@ -18,7 +18,7 @@ import structlog
 from vm_kernel import __version__, paths
 from vm_kernel.config import LoadedConfig
 from vm_kernel.errors import PoolRequestError, PoolUnavailable, VMKernelError
-from vm_kernel.pool import http
+from vm_kernel.pool import http, systemd
 from vm_kernel.pool.admission import Admission
 from vm_kernel.pool.checkpoints import CheckpointStore
 from vm_kernel.pool.factory import VMFactory
@@ -44,7 +44,7 @@ MAX_DRAIN_S = 86400.0
 class PoolService:
     """Serves leases until it is told to stop, gets SIGTERM, or has been idle for long enough."""
 
-    def __init__(self, loaded: LoadedConfig, allowed_uids: set[int]) -> None:
+    def __init__(self, loaded: LoadedConfig, allowed_uids: set[int], stay: bool = False) -> None:
         self.config = loaded.pool
         self.factory = VMFactory(self.config)
         self.admission = Admission(self.config, lambda: [vm for pool in self.pools.values() for vm in pool.vms])
@@ -54,6 +54,7 @@ class PoolService:
         self.pools: dict[str, ProfilePool] = {}
         self.observer = Observer(self)
         self._allowed_uids = allowed_uids
+        self._stay = stay
         self._executor = ThreadPoolExecutor(max_workers=2 * max(4, os.cpu_count() or 1), thread_name_prefix="vm")
         self.checkpoints = CheckpointStore(self.config.checkpoint_disk_mib, self._executor)
         self._stopping = asyncio.Event()
@@ -107,6 +108,7 @@ class PoolService:
         """No new lease from now on; sessions have ``drain_s`` seconds to end. Said again, the new time counts."""
         self._drain_until = time.monotonic() + drain_s
         self._stopping.set()
+        systemd.stopping(drain_s)
         if drain_s:
             self._tell_holders({"event": "draining", "deadline_s": drain_s})
 
@@ -215,7 +217,7 @@ class PoolService:
         busy_until = time.monotonic()
         while True:
             await asyncio.sleep(min(5.0, self.config.idle_exit_s / 4 or 5.0))
-            if self._connections or not self.config.idle_exit_s:
+            if self._connections or self._stay or not self.config.idle_exit_s:
                 busy_until = time.monotonic()
             elif time.monotonic() - busy_until >= self.config.idle_exit_s:
                 self._log.info("idle_exit", idle_s=self.config.idle_exit_s)
