@@ -81,3 +81,23 @@ def test_ctrl_c_ends_the_script_and_its_vm(vm_home: Path) -> None:
     assert "KeyboardInterrupt" in stderr
     assert process.returncode == -signal.SIGINT
     wait_until(lambda: not qemu_of(vm_home, name), 20, "its QEMU ends")
+
+
+def test_snapshots_and_forks_without_async(warm_pool: None) -> None:
+    with SyncSandbox(name="parent") as box:
+        box.execute("x = 1")
+        assert box.snapshots.create("one").name == "one"
+        box.execute("x = 2")
+        children = box.fork(2)
+        try:
+            for number, child in enumerate(children):
+                child.execute(f"x += {number}")
+            assert [child.execute("print(x)").stdout for child in children] == ["2\n", "3\n"]
+        finally:
+            for child in children:
+                child.close()
+        box.snapshots.restore("one")
+        assert box.execute("print(x)").stdout == "1\n"
+        assert [snapshot.name for snapshot in box.snapshots.list()] == ["one"]
+        box.snapshots.delete("one")
+        assert box.snapshots.list() == []

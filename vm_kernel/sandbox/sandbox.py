@@ -7,44 +7,29 @@ import json
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
-from guest_agent.frames import JUPYTER_KINDS, FrameError, Kind, decode_json, unpack_parts
-from vm_kernel.errors import CheckpointError, GuestProtocolError, SandboxClosed, VMDied, VMKernelError
-from vm_kernel.guest.asyncio_stream import VsockProtocol
+from guest_agent.frames import JUPYTER_KINDS, Kind, decode_json, unpack_parts
+from vm_kernel.errors import SandboxClosed, VMDied, VMKernelError
 from vm_kernel.guest.ends import python_ended
-from vm_kernel.guest.file_channel import FileChannel
 from vm_kernel.guest.ledger import Ledger
-from vm_kernel.guest.messages import GuestMessage, WireError, parse_guest
-from vm_kernel.pool.client import Lease, PoolConnection
+from vm_kernel.guest.messages import GuestMessage, parse_guest
+from vm_kernel.pool.client import Lease
 from vm_kernel.pool.protocol import VMFacts
-from vm_kernel.sandbox import lease as leases
-from vm_kernel.sandbox.files import FilesystemShare, open_channel
+from vm_kernel.sandbox.files import FilesystemShare
 from vm_kernel.sandbox.result import Collector, ExecutionResult, Output, Status
 from vm_kernel.sandbox.snapshots import SnapshotManager
-
-T = TypeVar("T")
+from vm_kernel.sandbox.tenancy import Ask, Tenancy
 
 #: bytes of output that one execution keeps unless told otherwise
 MAX_OUTPUT_BYTES = 64 * 1024 * 1024
 #: seconds that code has to end after it was interrupted; then its VM is destroyed
 GRACE_S = 5.0
-#: seconds for the other half of the story when a VM ends: the pool's reason, the guest's last output
-LAST_WORDS_S = 0.5
-
-#: seconds that the guest's agent has to fall silent before its VM's state is saved
-SILENCE_S = 10.0
 
 _IDENTITY = b"sandbox"
-
-
-class Ask(Protocol):
-    """Asks the pool service something over the lease."""
-
-    def __call__(self, question: Callable[[PoolConnection], T], /) -> Awaitable[T]: ...
 
 
 class _Run:
@@ -85,21 +70,15 @@ class Sandbox:
         #: saved states of this sandbox
         self.snapshots = SnapshotManager(self)
         self._fork = fork
-        self._silence: asyncio.Future[None] | None = None
         self._name = name or f"sandbox-{os.getpid()}"
         self._on_waiting = on_waiting
         self._max_output_bytes = max_output_bytes
         self._lock = asyncio.Lock()
-        self._lease: Lease | None = None
-        self._stream: VsockProtocol | None = None
-        self._unwatch: Callable[[], None] = lambda: None
         self._runs: dict[str, _Run] = {}
         self._interrupts = 0
-        self._ledger = Ledger(self._note)
-        self._file_channel: FileChannel | None = None
-        self.files = FilesystemShare(self._files_of_vm)
-        #: why there is no VM
-        self._cause: VMKernelError = SandboxClosed("The sandbox has not been started.", "Use `async with Sandbox()`.")
+        self._tenancy = Tenancy(self._received, self._ended)
+        self._ledger = Ledger(self._tenancy.note)
+        self.files = FilesystemShare(lambda: self._tenancy.files)
 
     async def __aenter__(self) -> Sandbox:
         await self.start()
@@ -113,23 +92,23 @@ class Sandbox:
     @property
     def vm(self) -> VMFacts | None:
         """Facts about the VM; None if there is none."""
-        return self._lease.vm if self._lease is not None else None
+        lease = self._tenancy.lease
+        return lease.vm if lease is not None else None
 
     async def start(self) -> None:
         """Take a VM from the pool; nothing if there is one.
 
         Raises PoolFull, UnknownProfile, ImageError, HostError, PoolUnavailable, …
         """
-        if self._lease is not None:
+        if self._tenancy.lease is not None:
             return
         fork, self._fork = self._fork, None
-        self._occupy(await leases.take(self.profile, self._name, self._on_waiting, fork))
-        if fork is not None and self._stream is not None:
-            self._stream.send_json(Kind.THAW, {})
+        lease = await self._tenancy.take(self.profile, self._name, self._on_waiting, fork)
+        self._ledger.keep_code = lease.vm.audit_code
 
     async def close(self) -> None:
         """Give the VM back: the pool destroys it. An execution that is under way raises SandboxClosed."""
-        self._end(SandboxClosed("The sandbox has been closed.", "start() takes a new VM."))
+        self._tenancy.end(SandboxClosed("The sandbox has been closed.", "start() takes a new VM."))
 
     async def restart(self) -> None:
         """Take a new VM in the golden snapshot's state. Raises as start()."""
@@ -154,8 +133,8 @@ class Sandbox:
             raise ValueError(f"a timeout of {timeout} s")
         async with self._lock:
             await self._stop_abandoned()
-            if self._stream is None:
-                raise self._cause
+            if self._tenancy.lease is None:
+                raise self._tenancy.cause
             collector = Collector(self._max_output_bytes, on_output)
             run, begin = _Run(collector), time.monotonic()
             content = {"code": code, "silent": False, "store_history": True, "allow_stdin": False}
@@ -177,12 +156,8 @@ class Sandbox:
 
     def interrupt(self) -> None:
         """Interrupt what runs, as a notebook's stop button does. Nothing if nothing runs."""
-        if self._stream is not None:
-            self._interrupts += 1
-            self._stream.send_json(Kind.INTERRUPT, {"seq": self._interrupts})
-
-    def _note(self, event: str, fields: dict[str, Any]) -> bool:
-        return self._lease is not None and self._lease.connection.note(event, fields)
+        self._interrupts += 1
+        self._tenancy.send_json(Kind.INTERRUPT, {"seq": self._interrupts})
 
     # ---- saved states
 
@@ -192,7 +167,8 @@ class Sandbox:
         To try several ways at once. They are started, and independent: close each, or use it in ``async with``.
         Waits for the execution that is under way. Raises as start(), and CheckpointError; then there are none.
         """
-        async with self.forking() as token:
+        token = await self.save_fork()
+        try:
             children = [
                 Sandbox(
                     self.profile,
@@ -209,16 +185,18 @@ class Sandbox:
                 for child in children:
                     await child.close()
                 raise
+        finally:
+            await self.drop_fork(token)
         return children
 
-    @asynccontextmanager
-    async def forking(self) -> AsyncIterator[str]:
-        """Save the present state for sandboxes that are made with ``fork=`` the token that this gives, within it."""
+    async def save_fork(self) -> str:
+        """Save the present state for sandboxes made with ``fork=`` the token that this returns. For SyncSandbox."""
         async with self.standing_still() as ask:
-            token = await ask(lambda pool: pool.fork())
-        try:
-            yield token
-        finally:
+            return await ask(lambda pool: pool.fork())
+
+    async def drop_fork(self, token: str) -> None:
+        """All that were to go on from save_fork() have done so. A VM that has ended has taken it along."""
+        with suppress(VMKernelError):
             async with self.undisturbed() as ask:
                 await ask(lambda pool: pool.delete_checkpoint(token))
 
@@ -227,51 +205,20 @@ class Sandbox:
         """Nothing is executed or copied meanwhile; what it gives asks the pool over the lease. For SnapshotManager."""
         async with self._lock, self.files.paused():
             await self._stop_abandoned()
-            if self._lease is None:
-                raise self._cause
-            lease = self._lease
-            self._unwatch()
-            try:
-                yield lambda question: leases.ask(lease, question)
-            finally:
-                if self._lease is not None:
-                    self._unwatch = leases.watch(self._lease, self._end)
+            async with self._tenancy.asking() as ask:
+                yield ask
 
     @asynccontextmanager
     async def standing_still(self) -> AsyncIterator[Ask]:
         """As undisturbed(), and the guest's agent has fallen silent. For SnapshotManager."""
-        async with self.undisturbed() as ask:
-            assert self._stream is not None
-            self._silence = asyncio.get_running_loop().create_future()
-            self._stream.send_json(Kind.FREEZE, {})
-            try:
-                async with asyncio.timeout(SILENCE_S):
-                    await self._silence
+        async with self._lock, self.files.paused():
+            await self._stop_abandoned()
+            async with self._tenancy.silent() as ask:
                 yield ask
-            except TimeoutError:
-                raise CheckpointError("The guest did not fall silent.", "Its state was not saved.") from None
-            finally:
-                self._silence = None
-                if self._stream is not None:
-                    self._stream.send_json(Kind.THAW, {})
 
     def move(self, lease: Lease) -> None:
         """Go on in another VM that has come over the same lease and waits for THAW. For SnapshotManager."""
-        if self._stream is not None:
-            self._stream.close()
-        self._connect(lease)
-        if self._stream is not None:
-            self._stream.send_json(Kind.THAW, {})
-
-    def _occupy(self, lease: Lease) -> None:
-        self._ledger.keep_code = lease.vm.audit_code
-        self._connect(lease)
-        self._unwatch = leases.watch(lease, self._end)
-
-    def _connect(self, lease: Lease) -> None:
-        self._lease = lease
-        self._stream = VsockProtocol(lease.stream, self._received, self._stream_ended)
-        self._file_channel = open_channel(self._stream, self._note)
+        self._tenancy.move(lease)
 
     # ---- stopping
 
@@ -280,7 +227,7 @@ class Sandbox:
         self.interrupt()
         done, _ = await asyncio.wait([run.ended], timeout=GRACE_S)
         if not done:
-            self._end(
+            self._tenancy.end(
                 VMDied(
                     f"The VM was destroyed: its code did not stop within {GRACE_S:.0f} s of an interrupt.",
                     "restart() takes a new VM.",
@@ -292,17 +239,9 @@ class Sandbox:
         for run in list(self._runs.values()):
             await self._stop(run)
 
-    # ---- files
-
-    def _files_of_vm(self) -> FileChannel:
-        if self._file_channel is None:
-            raise self._cause
-        return self._file_channel
-
     # ---- the guest
 
     def _send(self, msg_type: str, content: dict[str, Any]) -> str:
-        assert self._stream is not None
         msg_id = uuid.uuid4().hex
         header = {
             "msg_id": msg_id,
@@ -313,27 +252,18 @@ class Sandbox:
             "version": "5.4",
         }
         parts = [json.dumps(part).encode() for part in (header, {}, {}, content)]
-        self._stream.send_parts(Kind.SHELL, [_IDENTITY, *parts])
+        self._tenancy.send_parts(Kind.SHELL, [_IDENTITY, *parts])
         return msg_id
 
     def _received(self, kind: Kind, body: bytes) -> None:
-        """What the guest sends is hostile input: what is malformed, or nobody's, is dropped or ends the VM."""
-        try:
-            if kind in JUPYTER_KINDS:
-                self._jupyter_message(kind, parse_guest(unpack_parts(body)), len(body))
-            elif kind is Kind.FILES and self._file_channel is not None:
-                self._file_channel.feed(body)
-            elif kind is Kind.KERNEL_DIED:
-                self._end(python_ended(decode_json(body), self.vm.memory_mib if self.vm is not None else None))
-            elif kind is Kind.FROZEN and self._silence is not None and not self._silence.done():
-                self._silence.set_result(None)
-            elif kind is Kind.INTERRUPTED:
-                # ipykernel acts on an interrupt of code that awaits something when its event loop wakes up
-                self._send("comm_info_request", {})
-        except WireError:
-            return
-        except FrameError as error:
-            self._end(GuestProtocolError(f"The guest broke the protocol: {error}.", "restart() takes a new VM."))
+        """What the guest sends is hostile input. Raises WireError, FrameError, which the tenancy deals with."""
+        if kind in JUPYTER_KINDS:
+            self._jupyter_message(kind, parse_guest(unpack_parts(body)), len(body))
+        elif kind is Kind.KERNEL_DIED:
+            self._tenancy.end(python_ended(decode_json(body), self.vm.memory_mib if self.vm is not None else None))
+        elif kind is Kind.INTERRUPTED:
+            # ipykernel acts on an interrupt of code that awaits something when its event loop wakes up
+            self._send("comm_info_request", {})
 
     def _jupyter_message(self, kind: Kind, message: GuestMessage, size: int) -> None:
         run = self._runs.get(message.parent_id)
@@ -352,33 +282,10 @@ class Sandbox:
         if run.ended.done():
             del self._runs[message.parent_id]
 
-    def _stream_ended(self, error: VMKernelError) -> None:
-        """The pool may know why, and says so in a moment."""
-        if isinstance(error, VMDied):
-            asyncio.get_running_loop().call_later(LAST_WORDS_S, self._end_of, self._stream, error)
-        else:
-            self._end(error)
-
-    def _end_of(self, stream: VsockProtocol | None, error: VMKernelError) -> None:
-        if self._stream is stream:
-            self._end(error)
-
-    def _end(self, cause: VMKernelError) -> None:
-        """There is no VM any more. Once a VM: a later cause is not told."""
-        if self._lease is None:
-            return
-        self._cause = cause
-        self._unwatch()
-        if self._stream is not None:
-            self._stream.close()
+    def _ended(self, cause: VMKernelError) -> None:
+        """There is no VM any more, in a moment: its end can still be noted."""
         self._ledger.vm_ended()
-        if self._file_channel is not None:
-            self._file_channel.fail(cause)
-        self._lease.connection.close()
-        self._lease = self._stream = self._file_channel = None
         self.files.forget()
-        if self._silence is not None and not self._silence.done():
-            self._silence.set_exception(cause)
         for run in self._runs.values():
             if not run.ended.done():
                 run.ended.set_exception(cause)

@@ -85,6 +85,31 @@ class SnapshotManager:
         await _to_the_end(work)
 
 
+class SyncSnapshotManager:
+    """``SyncSandbox.snapshots``: a SnapshotManager whose methods block."""
+
+    def __init__(self, call: Callable[[Callable[[SnapshotManager], Coroutine[Any, Any, Any]]], Any]) -> None:
+        self._call = call
+
+    def create(self, name: str, *, keep: bool = False) -> Snapshot:
+        """See SnapshotManager.create()."""
+        snapshot: Snapshot = self._call(lambda manager: manager.create(name, keep=keep))
+        return snapshot
+
+    def list(self) -> list[Snapshot]:
+        """See SnapshotManager.list()."""
+        snapshots: list[Snapshot] = self._call(lambda manager: manager.list())
+        return snapshots
+
+    def restore(self, name: str) -> None:
+        """See SnapshotManager.restore()."""
+        self._call(lambda manager: manager.restore(name))
+
+    def delete(self, name: str) -> None:
+        """See SnapshotManager.delete()."""
+        self._call(lambda manager: manager.delete(name))
+
+
 async def _to_the_end(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """A half asked question would confuse the lease: whoever is cancelled leaves it to its end."""
     return await asyncio.shield(asyncio.ensure_future(work()))

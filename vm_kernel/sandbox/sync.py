@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -13,6 +15,7 @@ from vm_kernel.pool.protocol import VMFacts
 from vm_kernel.sandbox.files import FilesystemShare, SyncFilesystemShare
 from vm_kernel.sandbox.result import ExecutionResult, Output
 from vm_kernel.sandbox.sandbox import Sandbox
+from vm_kernel.sandbox.snapshots import SyncSnapshotManager
 
 T = TypeVar("T")
 
@@ -21,7 +24,8 @@ class SyncSandbox:
     """``with SyncSandbox() as box``: a Sandbox whose methods block. Arguments, results and errors are Sandbox's.
 
     It has an event loop in a thread of its own, in which ``on_output`` and ``on_waiting`` are called. Its methods may
-    be called from any other thread; executions take turns. ``files`` copies files, see FilesystemShare.
+    be called from any other thread; executions take turns. ``files`` copies files, see FilesystemShare; ``snapshots``
+    saves states, see SnapshotManager.
     """
 
     def __init__(self, profile: str = "default", **options: Any) -> None:
@@ -30,6 +34,7 @@ class SyncSandbox:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self.files = SyncFilesystemShare(self._call_files)
+        self.snapshots = SyncSnapshotManager(lambda work: self._call(work(self._open().snapshots)))
 
     def __enter__(self) -> SyncSandbox:
         self.start()
@@ -82,6 +87,26 @@ class SyncSandbox:
     ) -> ExecutionResult:
         """Run code and wait for its end, see Sandbox.execute(). Ctrl-C interrupts the code, and is raised here."""
         return self._call(self._open().execute(code, timeout=timeout, on_output=on_output))
+
+    def fork(self, count: int = 1) -> list[SyncSandbox]:
+        """Sandboxes that go on from this very state, see Sandbox.fork(). They are started: close each."""
+        token = self._call(self._open().save_fork())
+        try:
+            name = self._options.get("name") or f"sandbox-{os.getpid()}"
+            children = [
+                SyncSandbox(**self._options | {"name": f"{name}-fork-{number + 1}", "fork": token})
+                for number in range(count)
+            ]
+            try:
+                with ThreadPoolExecutor(max(1, count)) as threads:
+                    list(threads.map(SyncSandbox.start, children))
+            except BaseException:
+                for child in children:
+                    child.close()
+                raise
+        finally:
+            self._call(self._open().drop_fork(token))
+        return children
 
     def interrupt(self) -> None:
         """Interrupt what another thread executes."""
