@@ -22,12 +22,13 @@ from vm_kernel.config import PoolConfig
 class Child:
     """A forked process that runs ``function(*arguments)``. Its result or failure is fetched with :meth:`result`."""
 
-    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+    def __init__(self, function: Callable[..., Any], *arguments: Any, as_root: bool = False) -> None:
+        """as_root: if this process is root's, so is the child."""
         self._reader, writer = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
             os.close(self._reader)
-            _run(writer, function, arguments)
+            _run(writer, function, arguments, as_root)
         os.close(writer)
 
     def result(self, timeout_s: float = 120.0) -> Any:
@@ -54,11 +55,12 @@ def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
     return Child(function, *arguments).result()
 
 
-def _run(writer: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _run(writer: int, function: Callable[..., Any], arguments: tuple[Any, ...], as_root: bool) -> None:
     """Never returns: the child must not go on with pytest."""
     try:
         os.setsid()
-        _drop_root()
+        if not as_root:
+            _drop_root()
         outcome = (True, function(*arguments))
     except BaseException:
         outcome = (False, "in the child process:\n" + traceback.format_exc())

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from vm_kernel import paths
@@ -35,6 +36,9 @@ Progress = Callable[[str, float], None]
 
 #: a golden snapshot that nobody has loaded for so long is removed: two weeks
 KEEP_GOLDEN_S = 14 * 24 * 3600
+#: what libvirt writes for a VM is less
+_LEAST_FREE_BYTES = 1 << 20
+_ROOM_HINT = "Make room there, or set VM_KERNEL_HOME to another place."
 
 
 class Source(NamedTuple):
@@ -104,8 +108,16 @@ class VMFactory:
         return key == source.golden.key
 
     def prepare(self, source: Source, name: str) -> PreparedMachine:
-        """Start a QEMU for :meth:`warm_machine` ahead of time. Raises CloneError. The caller holds the snapshot."""
-        return prepare(self.hypervisor, source.golden, name)
+        """Start a QEMU for :meth:`warm_machine` ahead of time. The caller holds the snapshot.
+
+        Raises CloneError; HostError if the disk is full, which libvirt does not say.
+        """
+        try:
+            return prepare(self.hypervisor, source.golden, name)
+        except CloneError as error:
+            if _free_bytes(paths.run_dir()) < _LEAST_FREE_BYTES:
+                raise HostError(f"No space left in {paths.run_dir()}. {error.message}", _ROOM_HINT) from error
+            raise
 
     def warm_machine(self, source: Source, name: str, shell: PreparedMachine | None = None) -> WarmMachine:
         """Fork a VM, in ``shell`` if there is one, connect to its agent, make it unique.
@@ -210,6 +222,11 @@ def _forget_unused(key: str) -> None:
     prune(folder, {key} | {entry.name for entry in folder.iterdir() if entry.stat().st_mtime > oldest})
 
 
+def _free_bytes(folder: Path) -> int:
+    facts = os.statvfs(folder)
+    return facts.f_bavail * facts.f_frsize
+
+
 @contextmanager
 def _clear_disk_errors() -> Iterator[None]:
     try:
@@ -219,5 +236,5 @@ def _clear_disk_errors() -> Iterator[None]:
             raise
         raise HostError(
             f"What VMs need cannot be kept in {error.filename or paths.home()}: {error.strerror}.",
-            "Make room there, or set VM_KERNEL_HOME to another place.",
+            _ROOM_HINT,
         ) from error

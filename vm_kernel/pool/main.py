@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import fcntl
 import json
 import logging
@@ -71,7 +72,9 @@ def main() -> None:
         print(f"vm-kernel pool: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except Exception as error:
-        unexpected = VMKernelError(f"The pool service failed to start: {type(error).__name__}: {error}")
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = f"Make room on the disk of {paths.home()}, or set VM_KERNEL_HOME to another place." if full else ""
+        unexpected = VMKernelError(f"The pool service failed to start: {type(error).__name__}: {error}", hint)
         starter.say(error_event(unexpected))
         raise
 

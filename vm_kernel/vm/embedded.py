@@ -6,6 +6,7 @@ QEMU that failed to start, or that it only asked what it can do; and it uses the
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import threading
@@ -87,10 +88,10 @@ def open_libvirt(uri: str) -> libvirt.virConnect:
     try:
         return libvirt.open(uri)
     except libvirt.libvirtError as error:
-        raise HostError(
-            f"libvirt cannot be opened at {uri}: {error}",
-            "Install the Debian package libvirt-daemon-driver-qemu, or mend c.PoolConfig.libvirt_uri.",
-        ) from error
+        hint = "Install the Debian package libvirt-daemon-driver-qemu, or mend c.PoolConfig.libvirt_uri."
+        if os.strerror(errno.ENOSPC) in str(error):
+            hint = "Make room there, or set VM_KERNEL_HOME to another place."
+        raise HostError(f"libvirt cannot be opened at {uri}: {error}", hint) from error
 
 
 def _run_events() -> None:
