@@ -20,7 +20,7 @@ from tests.conftest import CONFIG, StartKernel, eventually, stop_service, wait_u
 from tests.guest_session import GuestSession
 from tests.kernel.session import Session, pid_of
 from vm_kernel import Sandbox, paths
-from vm_kernel.errors import PoolRequestError, UnknownProfile, VMDied
+from vm_kernel.errors import CheckpointError, PoolRequestError, UnknownProfile, VMDied
 from vm_kernel.pool.audit import AuditLog
 from vm_kernel.pool.client import Lease, PoolConnection
 from vm_kernel.pool.notes import BURST, MAX_CODE, parse_note
@@ -105,6 +105,27 @@ async def test_the_cell_that_ran_when_a_vm_died_is_noted(warm_pool: None) -> Non
     assert "QEMU" in events(vm, "release")[0]["cause"]
 
 
+async def test_files_are_noted(warm_pool: None) -> None:
+    async with Sandbox() as box:
+        assert box.vm is not None
+        vm = box.vm.name
+        await box.files.write_file("notes.txt", b"x" * 1000)
+        assert await box.files.read_file("notes.txt") == b"x" * 1000
+        await eventually(lambda: len(events(vm, "files")) == 2, 10.0, "both transfers")
+    await eventually(lambda: bool(events(vm, "release")), 10.0, "the release")
+    put, get = events(vm, "files")
+    assert (put["action"], put["path"], put["files"], put["bytes"], put["status"]) == (
+        "put",
+        "notes.txt",
+        1,
+        1000,
+        "ok",
+    )
+    assert (get["action"], get["bytes"]) == ("get", 1000)
+    assert events(vm, "release")[0]["file_bytes"] == 2000
+    assert 'vm_kernel_file_bytes_total{action="put",profile="default"}' in _metrics()
+
+
 async def test_checkpoints_rollbacks_and_forks_are_noted(warm_pool: None) -> None:
     async with Sandbox(name="traveller") as box:
         assert box.vm is not None
@@ -114,13 +135,15 @@ async def test_checkpoints_rollbacks_and_forks_are_noted(warm_pool: None) -> Non
         await box.execute("x = 2")
         await box.snapshots.restore("before")
         await box.execute("x = 3")
+        with pytest.raises(CheckpointError):
+            await box.snapshots.restore("never")
         (child,) = await box.fork(1)
         await child.close()
     lease = events(vm, "lease")[0]["lease"]
     await eventually(lambda: lease in {e["lease"] for e in events(event="release")}, 10.0, "the release")
     story = [e for e in events() if e.get("lease") == lease]
     kinds = [e["event"] for e in story if e["event"] not in ("execution", "delete_checkpoint")]
-    assert kinds == ["lease", "checkpoint", "rollback", "fork", "release"]
+    assert kinds == ["lease", "checkpoint", "rollback", "refused", "fork", "release"]
     rollback = next(e for e in story if e["event"] == "rollback")
     assert rollback["old_vm"] == vm != rollback["vm"]
     assert story[-1]["executions"] == 3
@@ -328,6 +351,11 @@ def test_code_is_kept_only_if_asked_for_and_nothing_is_kept_if_not(configured: C
 def _row(vm: str) -> dict[str, Any]:
     with closing(PoolConnection.open()) as connection:
         return next(row for row in connection.status()["vms"] if row["name"] == vm)
+
+
+def _metrics() -> str:
+    with closing(PoolConnection.open()) as connection:
+        return connection.metrics()
 
 
 def _vm_of(pid: int) -> str:

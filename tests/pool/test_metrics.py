@@ -79,6 +79,7 @@ def test_the_pools_sizes_times_and_failures_are_there(pool: PoolConnection) -> N
     leased = value(samples, "vm_kernel_vms", profile="default", state="leased")
     assert leased == status["profiles"][0]["leased"] >= 1
     assert value(samples, "vm_kernel_vms_max", profile="default") == 12
+    assert value(samples, "vm_kernel_vms", profile="roomy", state="warm") == 0, "profiles that nobody has used, too"
     assert value(samples, "vm_kernel_waiting", profile="default") == 0
     assert value(samples, "vm_kernel_profile_broken", profile="default") == 0
     assert value(samples, "vm_kernel_leases_total") == status["totals"]["leases"]

@@ -140,6 +140,8 @@ class Lease:
             await self._do(request)
         except VMKernelError as error:
             self._log.info("lease_request_refused", op=str(request.get("op"))[:40], error=error.message)
+            if self._session is not None:
+                self._service.observer.refused(self._session.peer, request, error, self._session)
             await self._send(error_event(error))
 
     def _note(self, request: dict[str, Any]) -> bool:

@@ -109,15 +109,16 @@ class Observer:
         dropped = {"notes_dropped": session.notes_dropped} if session.notes_dropped else {}
         self.audit.write("release", **session.ids, cause=cause, **session.totals, **dropped)
 
-    def refused(self, peer: Peer, request: dict[str, Any] | None, error: VMKernelError) -> None:
-        """A request, None if it could not be read, ended in an error."""
+    def refused(
+        self, peer: Peer, request: dict[str, Any] | None, error: VMKernelError, session: Session | None = None
+    ) -> None:
+        """A request, None if it could not be read, ended in an error; ``session``: of the lease that it belongs to."""
         self.metrics.refused.labels(type(error).__name__).inc()
         if self._refusals.take():
             operation = str((request or {}).get("op", ""))[:_MAX_WORDS]
-            self.audit.write(
-                "refused", client_pid=peer.pid, uid=peer.uid, op=operation, error=type(error).__name__,
-                message=error.message[:_MAX_WORDS],
-            )  # fmt: skip
+            whose = session.ids if session is not None else {"client_pid": peer.pid, "uid": peer.uid}
+            what = {"op": operation, "error": type(error).__name__, "message": error.message[:_MAX_WORDS]}
+            self.audit.write("refused", **whose, **what)
 
     def session_of(self, vm: PooledVM) -> Session | None:
         """The session that has a VM."""

@@ -89,6 +89,8 @@ class _ServiceState(Collector):
         waiting = GaugeMetricFamily("vm_kernel_waiting", "Lease requests that have no VM yet.", labels=["profile"])
         broken = GaugeMetricFamily("vm_kernel_profile_broken", "1 while a profile gives no VMs.", labels=["profile"])
         failures = CounterMetricFamily("vm_kernel_failures", "VMs that failed, by cause.", labels=["profile", "cause"])
+        for profile in self._service.config.all_profiles():
+            self._service.pool(profile.name)
         for name, pool in self._service.pools.items():
             for state in _STATES:
                 vms.add_metric([name, state.value], pool.count(state))
