@@ -16,7 +16,7 @@ from vm_kernel.errors import PoolError
 from vm_kernel.pool.client import PoolConnection
 
 #: emulated VMs on a busy machine take their time
-TIMEOUT_S = 90.0
+TIMEOUT_S = 180.0
 
 
 class Rest(NamedTuple):

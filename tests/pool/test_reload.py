@@ -50,11 +50,11 @@ def test_sizes_change_and_sessions_go_on(service: int) -> None:
 
 
 def test_profiles_come_and_go_and_their_sessions_stay(service: int) -> None:
-    assert "profile new was added" in reload("c.PoolConfig.profiles['new'] = {'memory_mib': 256, 'min_warm': 1}")
+    assert "profile new was added" in reload("c.PoolConfig.profiles['new'] = {'memory_mib': 768, 'min_warm': 1}")
     with closing(PoolConnection.open()) as connection:
         lease = connection.acquire("new")
         session = GuestSession(lease)
-        assert lease.vm.memory_mib == 256
+        assert lease.vm.memory_mib == 768
         assert paths.profile_facts("new").exists()
         assert any("new was removed" in change for change in reload(""))
         assert not paths.profile_facts("new").exists()
@@ -105,7 +105,7 @@ def test_another_memory_size_replaces_warm_vms_and_leaves_sessions(service: int)
     with closing(PoolConnection.open()) as connection:
         session = GuestSession(connection.acquire())
         reload("c.PoolConfig.vm_memory_mib = 768")  # what the profile "roomy" has: its snapshot may be there
-        wait_until(lambda: profile()["golden_key"] != old, TIMEOUT_S, "the new snapshot is in use")
+        wait_until(lambda: profile()["golden_key"] != old, 300.0, "the new snapshot is in use")
         wait_until(lambda: memory_of_a_vm() == 768, TIMEOUT_S, "warm VMs of the old kind are replaced")
         assert session.value("6 * 7") == 42
         session.stream.close()
