@@ -5,12 +5,14 @@ VENV := .venv/bin
 # never the caller's own environment
 unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
 
-.PHONY: help setup demo test lab bench clean
+.PHONY: help setup demo test coverage soak lab bench clean
 
 help:
 	@echo "make demo    run a notebook inside a VM and show where it ran; the result is build/demo/quickstart.ipynb"
 	@echo "make lab     open JupyterLab with the kernel in its launcher; LAB_OPTIONS=... are options for it"
 	@echo "make test    run all checks and tests, on real VMs"
+	@echo "make coverage   the tests once more, measured: how much of vm_kernel they run, kernels and services included"
+	@echo "make soak    300 sessions with random kills: nothing may be left; build/soak.png shows the service's memory"
 	@echo "make bench   measure against stock ipykernel; the result is benchmarks/latest.json"
 	@echo "make clean   stop the pool service and remove what the above made in this folder"
 
@@ -27,6 +29,19 @@ test:
 	$(VENV)/ruff format --check
 	$(VENV)/mypy
 	$(VENV)/pytest
+
+# Whoever is killed leaves no record, so the figure is a little lower than the truth. Everybody writes into the folder.
+coverage: export COVERAGE_FILE = $(CURDIR)/build/coverage/data
+coverage:
+	@scripts/setup.sh lab test dev
+	@rm -rf build/coverage; mkdir -p build/coverage; chmod 1777 build/coverage
+	$(VENV)/coverage run -m pytest
+	@$(VENV)/coverage combine -q
+	$(VENV)/coverage report --skip-covered --fail-under=92
+
+soak:
+	@scripts/setup.sh test dev
+	$(VENV)/python -m tests.soak
 
 lab:
 	@scripts/setup.sh lab

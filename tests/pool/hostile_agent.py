@@ -27,6 +27,8 @@ class HostileAgent(honest.Agent):  # type: ignore[misc]
     """Sends its attack instead of running the cell that names it. It answers one PING, before it is leased."""
 
     _answered = False
+    #: what becomes of the next FREEZE
+    _freezing = b""
 
     def _health(self, fields: dict[str, Any]) -> dict[str, Any]:
         while self._answered:
@@ -38,11 +40,25 @@ class HostileAgent(honest.Agent):  # type: ignore[misc]
     def _to_kernel(self, kind: Kind, parts: list[bytes]) -> None:
         if b"attack:panic" in parts[4]:
             Path("/proc/sysrq-trigger").write_text("c")
+        for name in (b"deaf", b"garbage", b"babble", b"leave"):
+            if b"freeze:" + name in parts[4]:
+                self._freezing = name
         for name, data in ATTACKS.items():
             if b"attack:" + name in parts[4]:
                 write(self._stream.fd, data)
                 return
         super()._to_kernel(kind, parts)
+
+    def _obey(self, kind: Kind, fields: dict[str, Any]) -> None:
+        if kind is Kind.FREEZE and self._freezing:
+            if self._freezing == b"leave":
+                honest.init.power_off()
+            if self._freezing == b"garbage":
+                write(self._stream.fd, HEADER.pack(3, Kind.FROZEN, 0, 0) + b"[1]")
+            if self._freezing == b"babble":
+                write(self._stream.fd, (HEADER.pack(2, Kind.FROZEN, 0, 0) + b"{}") * 100)
+            return
+        super()._obey(kind, fields)
 
 
 def write(fd: int, data: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import shutil
 import tempfile
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import guest_agent
-from tests.conftest import CONFIG, StartKernel, qemus, service_pid, stop_service, wait_until, write_config
+from tests.conftest import CONFIG, StartKernel, eventually, qemus, service_pid, stop_service, wait_until, write_config
 from tests.guest_session import GuestSession
 from tests.pool.rest import profile
 from vm_kernel.errors import GuestProtocolError
@@ -70,6 +71,23 @@ async def test_the_notebook_is_told(hostile_home: Path, start_kernel: StartKerne
         assert reply["content"]["status"] == "error"
         assert reply["content"]["ename"] in ("VMDied", "GuestProtocolError")
         assert "protocol" in reply["content"]["evalue"]
+
+
+@pytest.mark.parametrize(
+    ("manner", "error"),
+    [("deaf", "VMError"), ("garbage", "GuestProtocolError"), ("leave", "VMDied|VMError"), ("babble", "")],
+)
+async def test_a_guest_that_does_not_stand_still_has_no_checkpoint_or_a_bad_one(
+    hostile_home: Path, start_kernel: StartKernel, manner: str, error: str
+) -> None:
+    async with start_kernel() as (_, client):
+        for code in (f"'freeze:{manner}'", "%checkpoint a"):
+            reply = await client.execute_interactive(code, timeout=150, output_hook=lambda _: None)
+        content = reply["content"]
+        assert content["status"] == ("error" if error else "ok")
+        assert re.fullmatch(error, content.get("ename", ""))
+    live = hostile_home / "home" / "checkpoints" / "live"
+    await eventually(lambda: list(live.iterdir()) == [], 30.0, "no checkpoint is left")
 
 
 async def test_a_panic_of_the_guests_kernel_is_named(hostile_home: Path, start_kernel: StartKernel) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import mmap
 import os
+import time
 from pathlib import Path
 
 _CHUNK = 256 << 10
+_SEAL_TIMEOUT_S = 5.0
 _ZEROS = bytes(_CHUNK)
 
 
@@ -20,10 +23,20 @@ def new_memfd(size: int) -> int:
 
 
 def seal(memfd: int) -> None:
-    """Nobody, we included, can change it any more. Raises OSError (EBUSY) while somebody maps it writable."""
-    fcntl.fcntl(
-        memfd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-    )
+    """Nobody, we included, can change it any more. Raises OSError (EBUSY) if somebody goes on mapping it writable.
+
+    On a busy machine it can be that the kernel itself still has its hands on some pages: that is waited for.
+    """
+    seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+    deadline = time.monotonic() + _SEAL_TIMEOUT_S
+    while True:
+        try:
+            fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, seals)
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
 
 
 def save(memfd: int, target: Path) -> str:
