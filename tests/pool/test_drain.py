@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import vm_kernel
-from tests.conftest import ended, qemus, service_pid, wait_until
+from tests.conftest import StartKernel, ended, qemus, service_pid, wait_until
 from tests.guest_session import GuestSession
+from tests.kernel.session import Session
 from tests.pool.conftest import Configured
 from tests.pool.rest import TIMEOUT_S, status
 from vm_kernel.errors import PoolUnavailable
@@ -36,6 +37,18 @@ def test_a_session_ends_in_its_own_time_and_the_service_with_it(vm_home: Path) -
     stopping.join(30.0)
     wait_until(lambda: ended(pid), 10.0, "the service has ended")
     assert not qemus(vm_home)
+
+
+async def test_notebooks_are_told_that_the_pool_is_being_shut_down(start_kernel: StartKernel, warm_pool: None) -> None:
+    async with start_kernel() as (_, client):
+        session = Session(client)
+        cell = session.client.execute("1 + 1")
+        await session.finish(cell)
+        stopping = threading.Thread(target=lambda: vm_kernel("pool", "stop", "--drain", "600"))
+        stopping.start()
+        await session.until_output(cell, "this session ends in 600 s at the latest")
+        assert (await session.run("6 * 7")).value == "42"
+    stopping.join(30.0)
 
 
 def test_sigterm_waits_for_sessions_as_configured_and_then_ends_them(configured: Configured, vm_home: Path) -> None:

@@ -33,7 +33,7 @@ class Outlet:
         #: parent of what was published last: what is left out is announced there
         self._last_parent = b"{}"
         self.iopub = Iopub(sockets.iopub)
-        self.iopub.announce = self._announce
+        self.iopub.announce = self.announce
 
     def begin_anew(self) -> None:
         """Tell clients that the kernel behind us is another one now, and take a new session id.
@@ -124,7 +124,8 @@ class Outlet:
         self._last_parent = parent
         self.iopub.send([topic, *self._frames(msg_type, parent, metadata, content, buffers)])
 
-    def _announce(self, text: str) -> None:
+    def announce(self, text: str) -> None:
+        """Tell all clients something about the session, beside the output that came last."""
         content = {"name": "stderr", "text": f"\nvm-kernel: {text}\n"}
         self._publish("stream", self._last_parent, b"{}", to_json(content))
 

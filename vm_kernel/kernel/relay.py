@@ -73,6 +73,7 @@ class Relay:
         self._requests = Requests()
         self._outlet = Outlet(sockets, signer, self._requests)
         self._tenancy = Tenancy(profile, kernel_id, self._wakeup.wake)
+        self._tenancy.announce = self._outlet.announce
         self._guest = GuestSide(self._outlet, self._requests, self._tenancy, self._wakeup.wake)
         self._client = ClientSide(self._outlet, self._requests, self._tenancy, self._guest, sockets.ports)
         self._poller = zmq.Poller()

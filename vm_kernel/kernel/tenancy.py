@@ -24,6 +24,8 @@ class Tenancy:
         self.progress = ""
         self.stream: FrameStream | None = None
         self.vm: VMFacts | None = None
+        #: called with what the user of a session should know
+        self.announce: Callable[[str], None] = lambda text: None
         self._kernel_id = kernel_id
         self._wake = wake
         self._attempt: Background[Lease] | None = None
@@ -79,6 +81,11 @@ class Tenancy:
             return None
         try:
             while (event := self._connection.read_event(0.0)) is not None:
+                if event["event"] == "draining":
+                    self.announce(
+                        f"The pool of virtual machines is being shut down: this session ends in "
+                        f"{event['deadline_s']:.0f} s at the latest. Save what you need."
+                    )
                 if event["event"] == "vm_gone":
                     return VMDied(
                         f"The virtual machine of this session has ended: {event.get('reason')}",
