@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 from vm_kernel.errors import CheckpointError, VMError
 from vm_kernel.vm.golden import GoldenSnapshot
 from vm_kernel.vm.machine import Machine, PreparedMachine
+from vm_kernel.vm.memory import available_mib
 
 _PAGE = mmap.PAGESIZE
 _FORMAT = 1
@@ -257,6 +258,10 @@ def _check_size(size: int, limit: int) -> None:
         raise CheckpointError(
             f"The session has changed {size >> 20} MiB; {limit >> 20} MiB are left for checkpoints.",
             "Delete checkpoints (`%checkpoint --delete NAME`), or raise c.PoolConfig.checkpoint_disk_mib.",
+        )
+    if size >> 20 >= available_mib():
+        raise CheckpointError(
+            f"The session has changed {size >> 20} MiB, which the host has not free to copy them.", "Free some memory."
         )
 
 
