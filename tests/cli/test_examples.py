@@ -89,3 +89,12 @@ def test_the_agent_example_judges_every_candidate(vm_home: Path) -> None:
     assert verdicts["broken"].startswith("SyntaxError: ")
     assert verdicts["endless"] == "did not end within 5 s"
     assert verdicts["hostile"] == "wrong: all is gone"
+
+
+def test_the_fork_example_goes_four_ways_from_one_state(vm_home: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "forks.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=True)
+    scores = {line[:15].strip(): line[15:].strip() for line in done.stdout.splitlines()}
+    assert float(scores["parabola"]) < float(scores["line"])
+    assert float(scores["last ten years"]) < 10
+    assert scores["careless"] == "failed: NameError"
