@@ -111,7 +111,7 @@ def start_kernel(kernelspec: str) -> StartKernel:
             yield manager, client
         finally:
             client.stop_channels()
-            await manager.shutdown_kernel()
+            await manager.shutdown_kernel(now=not await manager.is_alive())
 
     return start
 

@@ -179,4 +179,4 @@ async def unready_kernel(kernel_name: str, **arguments: Any) -> AsyncIterator[tu
         yield manager, Session(client)
     finally:
         client.stop_channels()
-        await manager.shutdown_kernel()
+        await manager.shutdown_kernel(now=not await manager.is_alive())
