@@ -22,9 +22,10 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 from jupyter_client.manager import AsyncKernelManager
 
-from tests.conftest import qemu_of
+from tests.conftest import eventually, qemu_of
 from tests.pool import rest
 from vm_kernel import Sandbox
 from vm_kernel.errors import VMDied
@@ -178,6 +179,8 @@ class Soak:
             for pid in list(rest.vms("warm").values())[:1]:
                 with suppress(ProcessLookupError):
                     os.kill(pid, number)
+                # until that has taken effect nobody can know, and the next session could get this very VM
+                await eventually(lambda pid=pid: _is_down(pid), 20.0, "the signal has taken effect")
 
     async def _notebook(self) -> None:
         manager = AsyncKernelManager(kernel_name="vm-sandbox")
@@ -199,6 +202,12 @@ class Soak:
             assert reply["content"]["status"] == "ok"
         finally:
             client.stop_channels()
+
+
+def _is_down(pid: int) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_STOPPED)
+    return True
 
 
 _ACTS = [

@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -16,9 +17,9 @@ import pytest
 
 from tests.vm.child import in_child
 from tests.vm.places import Place, files_below
-from vm_kernel.errors import CloneError
+from vm_kernel.errors import CloneError, VMError
 from vm_kernel.vm.hypervisor import Hypervisor
-from vm_kernel.vm.machine import Machine, clone, prepare
+from vm_kernel.vm.machine import Machine, PreparedMachine, clone, prepare
 from vm_kernel.vm.memory import unique_memory
 from vm_kernel.vm.spec import VMSpec
 
@@ -154,5 +155,31 @@ def test_a_clone_that_fails_leaves_nothing(place: Place, tiny: VMSpec) -> None:
             with pytest.raises(CloneError, match="could not be started"):
                 clone(hv, golden, "vm-late")
             assert files_below(place.run) == []
+
+    in_child(body)
+
+
+def test_a_qemu_that_dies_in_the_middle_of_a_question_keeps_nobody_waiting(place: Place, tiny: VMSpec) -> None:
+    """libvirt holds the one who asks until the zombie has gone, up to 40 s: somebody else must take it away."""
+
+    def ask(shell: PreparedMachine, asked: threading.Event) -> None:
+        from vm_kernel.vm.monitor import Monitor
+
+        with pytest.raises(VMError):
+            while True:
+                Monitor(shell._domain).command("query-status")
+                asked.set()
+
+    def body() -> None:
+        with place.hypervisor() as hv, ThreadPoolExecutor(1) as threads:
+            golden = place.snapshot(hv, tiny)
+            for _ in range(8):
+                shell, asked = prepare(hv, golden, "vm-1"), threading.Event()
+                asking = threads.submit(ask, shell, asked)
+                assert asked.wait(20.0)
+                os.kill(shell.pid, signal.SIGKILL)
+                asking.result(20.0)
+                shell.destroy()
+            golden.close()
 
     in_child(body)

@@ -49,6 +49,7 @@ class Hypervisor:
         self._shutdowns: GuestShutdowns | None = None
         self._lock = lock
         self._qemus: dict[str, QemuProcess] = {}
+        self._reaper = process.Reaper()
         self._guard = threading.Lock()
         self._starting = 0
         self._leftovers = 0
@@ -148,6 +149,7 @@ class Hypervisor:
                 raise VMError(f"QEMU ended as soon as it was started ({error})") from error
             with self._guard:
                 self._qemus[name] = qemu
+            self._reaper.add(qemu)
         finally:
             with self._guard:
                 self._starting -= 1
@@ -158,6 +160,7 @@ class Hypervisor:
         import libvirt
 
         qemu.kill()
+        self._reaper.remove(qemu)
         with suppress(libvirt.libvirtError):  # libvirt may have noticed by itself, and forgotten it
             domain.destroy()
         qemu.close()
@@ -219,6 +222,7 @@ class Hypervisor:
             (self.run_dir / "lock").unlink(missing_ok=True)
             os.close(self._lock)
             self._lock = -1
+        self._reaper.close()
 
 
 def _is_orphan(xml: str) -> bool:

@@ -12,6 +12,7 @@ import os
 import resource
 import select
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -40,6 +41,8 @@ class QemuProcess:
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self._pidfd = os.pidfd_open(pid)
+        self._status: int | None = None
+        self._guard = threading.Lock()
 
     def fileno(self) -> int:
         """A descriptor that becomes readable when the process ends."""
@@ -57,11 +60,16 @@ class QemuProcess:
     @property
     def exit_status(self) -> int | None:
         """Of a process that has ended: its status, negative if a signal killed it. None if it runs or is not ours."""
-        with suppress(ChildProcessError, OSError):
-            ended = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if ended is not None:
-                return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
-        return None
+        self.collect()
+        return self._status
+
+    def collect(self) -> None:
+        """If it has ended, take its zombie away, for which libvirt would wait, and remember its status. Never waits."""
+        with self._guard, suppress(OSError):
+            if self._pidfd >= 0 and self._status is None:
+                ended = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
+                if ended is not None:
+                    self._status = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
     def kill(self, timeout_s: float = 10.0) -> bool:
         """SIGKILL, wait, reap. True if it is gone. A process that is not our child is left for its parent to reap."""
@@ -70,13 +78,13 @@ class QemuProcess:
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         ended = self._ended(timeout_s)
-        with suppress(ChildProcessError):
-            os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
+        self.collect()
         return ended
 
     def close(self) -> None:
         """Give the pidfd back. Idempotent."""
-        pidfd, self._pidfd = self._pidfd, -1
+        with self._guard:
+            pidfd, self._pidfd = self._pidfd, -1
         if pidfd >= 0:
             os.close(pidfd)
 
@@ -84,6 +92,51 @@ class QemuProcess:
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
         return bool(poll.poll(timeout_s * 1000))
+
+
+class Reaper:
+    """Takes the zombies of QEMUs away as they end, whatever all other threads are doing.
+
+    When a QEMU ends in the middle of a question, libvirt keeps the one who asked waiting until the zombie has gone,
+    up to 40 s; and that may be the very thread that would have taken it away.
+    """
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._qemus: dict[int, QemuProcess] = {}
+        self._stop, stop = os.pipe()
+        self._stop_write = stop
+        self._epoll.register(self._stop, select.EPOLLIN)
+        self._thread = threading.Thread(target=self._run, name="qemu-reaper", daemon=True)
+        self._thread.start()
+
+    def add(self, qemu: QemuProcess) -> None:
+        """From now on, until it ends or remove() is called."""
+        self._qemus[qemu.fileno()] = qemu
+        self._epoll.register(qemu.fileno(), select.EPOLLIN | select.EPOLLONESHOT)
+
+    def remove(self, qemu: QemuProcess) -> None:
+        """Before it is closed. Idempotent."""
+        if self._qemus.pop(qemu.fileno(), None) is not None:
+            self._epoll.unregister(qemu.fileno())
+
+    def close(self) -> None:
+        """End the thread. Idempotent."""
+        if self._stop_write >= 0:
+            os.close(self._stop_write)
+            self._stop_write = -1
+            self._thread.join()
+            os.close(self._stop)
+            self._epoll.close()
+
+    def _run(self) -> None:
+        while True:
+            for fd, _ in self._epoll.poll():
+                if fd == self._stop:
+                    return
+                qemu = self._qemus.get(fd)
+                if qemu is not None:
+                    qemu.collect()
 
 
 def reap(pid: int) -> None:
