@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -27,6 +28,9 @@ FROM_HOST = frozenset(
 #: output goes in order behind what is queued, and the news of a death or of silence behind the output; the rest goes
 #: ahead of it
 _BULK = frozenset({Kind.SHELL, Kind.IOPUB, Kind.FILES, Kind.KERNEL_DIED, Kind.FROZEN})
+#: bytes taken in one turn, and what a virtio port gives at once
+_READ = 256 * 1024
+_PAGE = 4096
 #: bytes that wait for the host; beyond, output stays in ipykernel's sockets
 MAX_QUEUED = 8 * 1024 * 1024
 
@@ -68,11 +72,20 @@ class Stream:
     def receive(self) -> Iterator[tuple[Kind, bytes]]:
         """The messages that have arrived. Raises EOFError if the host has gone, FrameError on a violation."""
         try:
-            data = os.read(self.fd, 256 * 1024)
+            data = os.read(self.fd, _READ)
         except BlockingIOError:
             return
         except OSError as error:
             raise EOFError(str(error)) from None
         if not data:
             raise EOFError("the host has closed the stream")
-        yield from self._decoder.feed(data)
+        yield from self._decoder.feed(data if len(data) < _PAGE else self._and_more(data))
+
+    def _and_more(self, data: bytes) -> bytes:
+        """What else there is: a virtio port gives a page at a time, and a turn of the loop for each would be slow."""
+        pieces, size = [data], len(data)
+        with contextlib.suppress(OSError):  # an end is noticed by the next call
+            while size < _READ and (data := os.read(self.fd, _READ - size)):
+                pieces.append(data)
+                size += len(data)
+        return b"".join(pieces)
