@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from jupyter_client.manager import AsyncKernelManager
 from tests.conftest import StartKernel, ended, eventually, service_pid
 from tests.kernel.session import Cell, Session, connected, has_ended, pid_of, vm_of
 from tests.kernel.stalled import stalled_pool
+from vm_kernel.pool.client import PoolConnection
 
 KernelAndSession = tuple[AsyncKernelManager, Session]
 
@@ -244,3 +246,5 @@ async def test_without_the_pool_service_there_are_no_checkpoints_and_the_session
         assert "goes on without it" in message
         assert (await session.run("x")).value == "1"
     assert service_pid(), "the next service clears the VM away"
+    with closing(PoolConnection.open()) as connection:
+        connection.acquire().stream.close()  # and is warm for the tests that follow

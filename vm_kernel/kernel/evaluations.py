@@ -70,7 +70,10 @@ class Evaluations:
             self._begin(cell)
 
     def advance(self) -> None:
-        """Called every turn: serve those that are under way, end those that are done, begin one that had to wait."""
+        """Serve those that are under way, end those that are done, begin one that had to wait.
+
+        Called when a thread has news, and when the guest has spoken.
+        """
         for evaluation in self._running:
             if evaluation.call is not None:
                 evaluation.call.advance()

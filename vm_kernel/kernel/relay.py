@@ -119,6 +119,8 @@ class Relay:
         if self._tenancy.lease_fd() in ready:
             self._lease_news()
         self._serve_guest(ready)
+        # what the guest has just said may be what a host cell has waited for
+        self._guest.evaluations.advance()
         if self._sockets.iopub in ready:
             self._burst(self._sockets.iopub, self._subscribed)
         for channel in ("control", "shell", "stdin"):

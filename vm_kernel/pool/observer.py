@@ -24,7 +24,7 @@ from vm_kernel.pool.peer import Peer, peer_of
 from vm_kernel.pool.prometheus import Metrics
 from vm_kernel.pool.session import Session
 from vm_kernel.pool.state import PooledVM, VMState
-from vm_kernel.pool.status import memory_available_mib
+from vm_kernel.vm.memory import host_available_mib
 from vm_kernel.vm.usage import Usage, usage_of
 
 if TYPE_CHECKING:
@@ -198,4 +198,4 @@ def _read(machines: dict[PooledVM, int]) -> tuple[dict[PooledVM, Usage], int]:
         with suppress(OSError):
             if (usage := usage_of(pid)) is not None:
                 usages[vm] = usage
-    return usages, memory_available_mib()
+    return usages, host_available_mib()

@@ -16,7 +16,7 @@ from vm_kernel import __version__
 from vm_kernel.pool import health
 from vm_kernel.pool.metrics import BUCKETS_S, Durations
 from vm_kernel.pool.state import VMState
-from vm_kernel.pool.status import memory_available_mib
+from vm_kernel.vm.memory import host_available_mib
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -70,7 +70,7 @@ class _ServiceState(Collector):
         yield from self._durations()
         yield from self._sessions()
         memory = GaugeMetricFamily("vm_kernel_host_memory_available_bytes", "Memory that the host could still give.")
-        memory.add_metric([], memory_available_mib() * 1024.0 * 1024.0)
+        memory.add_metric([], host_available_mib() * 1024.0 * 1024.0)
         yield memory
 
     def _info(self) -> Metric:

@@ -6,11 +6,11 @@ import asyncio
 import os
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vm_kernel import __version__
 from vm_kernel.pool.state import PooledVM, VMState
+from vm_kernel.vm.memory import host_available_mib
 
 if TYPE_CHECKING:
     from vm_kernel.pool.pool import ProfilePool
@@ -40,7 +40,7 @@ async def status_of(service: PoolService, history: bool = False) -> dict[str, An
         "qemu_version": service.factory.qemu_version,
         "libvirt_version": service.factory.libvirt_version,
         "libvirt_uri": service.config.libvirt_uri or "qemu:///embed",
-        "host_memory_available_mib": memory_available_mib(),
+        "host_memory_available_mib": host_available_mib(),
         "metrics_port": _metrics_port(service),
         "acquire_ms": service.acquire_times.summary(),
         "clone_ms": _clone_summary(pools),
@@ -119,11 +119,3 @@ def _vm(vm: PooledVM, memory_mib: float | None, session: Session | None) -> dict
 def _metrics_port(service: PoolService) -> dict[str, Any] | None:
     port = service.observer.port
     return {"port": port.port, "error": port.error} if port is not None else None
-
-
-def memory_available_mib() -> int:
-    """Memory that the host could still give to programs, in MiB; 0 if it does not say."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) // 1024
-    return 0

@@ -203,18 +203,20 @@ class Sandbox:
     @asynccontextmanager
     async def undisturbed(self) -> AsyncIterator[Ask]:
         """Nothing is executed or copied meanwhile; what it gives asks the pool over the lease. For SnapshotManager."""
-        async with self._lock, self.files.paused():
-            await self._stop_abandoned()
-            async with self._tenancy.asking() as ask:
-                yield ask
+        async with self._alone(), self._tenancy.asking() as ask:
+            yield ask
 
     @asynccontextmanager
     async def standing_still(self) -> AsyncIterator[Ask]:
         """As undisturbed(), and the guest's agent has fallen silent. For SnapshotManager."""
+        async with self._alone(), self._tenancy.silent() as ask:
+            yield ask
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
         async with self._lock, self.files.paused():
             await self._stop_abandoned()
-            async with self._tenancy.silent() as ask:
-                yield ask
+            yield
 
     def move(self, lease: Lease) -> None:
         """Go on in another VM that has come over the same lease and waits for THAW. For SnapshotManager."""

@@ -31,7 +31,12 @@ def rough_unique_memory(pid: int) -> int:
 
 def available_mib() -> int:
     """MiB of memory that new processes of ours can have: the host's, or less if our cgroup is limited to less."""
-    return min(_kib(Path("/proc/meminfo")).get("MemAvailable", 0) // 1024, _cgroup_room_mib())
+    return min(host_available_mib(), _cgroup_room_mib())
+
+
+def host_available_mib() -> int:
+    """MiB of memory that the host could still give to programs, whatever our cgroup may have; 0 if it does not say."""
+    return _kib(Path("/proc/meminfo")).get("MemAvailable", 0) // 1024
 
 
 def _kib(file: Path) -> dict[str, int]:
