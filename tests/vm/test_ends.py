@@ -10,9 +10,10 @@ from vm_kernel.vm.ends import in_words
 @pytest.mark.parametrize(
     ("reason", "status", "said"),
     [
-        ("guest-reset", 0, "the Linux kernel in it has panicked"),
+        ("guest-reset", 0, "the Linux kernel in it has panicked, or restarted"),
         ("guest-shutdown", 0, "its guest has switched itself off"),
         (None, -9, "its QEMU process was killed by SIGKILL, by hand or because the host ran out of memory"),
+        (None, -25, "its QEMU process was killed by SIGXFSZ: its guest made it write more than it may"),
         (None, -11, "its QEMU process was killed by SIGSEGV"),
         (None, -33, "its QEMU process was killed by signal 33"),
         (None, 1, "its QEMU process has ended with status 1"),

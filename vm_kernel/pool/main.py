@@ -55,6 +55,7 @@ def main() -> None:
     try:
         loaded = load_config()
         caller = privileges.drop(loaded.pool.user)
+        privileges.lock()
         _make_folders()
         lock = _lock()
         if lock is None:

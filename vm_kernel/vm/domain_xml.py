@@ -67,6 +67,8 @@ def domain_xml(spec: VMSpec, role: Role, name: str, uuid: UUID, generation: UUID
   <genid>{generation}</genid>
   <title>{DOMAIN_TITLE}</title>
   <memory unit='MiB'>{spec.memory_mib}</memory>
+  <!-- KSM would merge pages of different sessions: by the time of a write, one could tell what another has. -->
+  <memoryBacking><nosharepages/></memoryBacking>
   <vcpu>{spec.vcpus}</vcpu>
   <os>
     <type arch='x86_64' machine='pc'>hvm</type>
@@ -91,7 +93,8 @@ def domain_xml(spec: VMSpec, role: Role, name: str, uuid: UUID, generation: UUID
   <qemu:commandline>
     <qemu:arg value='-object'/>
     <qemu:arg value={quoteattr(_ram(spec, role))}/>
-    <qemu:arg value='-machine'/><qemu:arg value='memory-backend=golden'/>
+    <!-- No system management mode: nothing needs it, and it is more of QEMU that a guest could reach. -->
+    <qemu:arg value='-machine'/><qemu:arg value='memory-backend=golden,smm=off'/>
     <!-- Device state that was saved without RAM has no section about the configuration; so nothing of ours has one. -->
     <qemu:arg value='-global'/><qemu:arg value='migration.send-configuration=off'/>
     {"" if role.boot else "<qemu:arg value='-incoming'/><qemu:arg value='defer'/>"}
@@ -143,4 +146,5 @@ def _transport(spec: VMSpec, channel: Path | None) -> str:
 
 def _ram(spec: VMSpec, role: Role) -> str:
     share = "on" if role.ram_shared else "off"
-    return f"memory-backend-file,id=golden,size={spec.memory_mib}M,mem-path={role.ram_path},share={share}"
+    where = f"mem-path={role.ram_path},share={share}"
+    return f"memory-backend-file,id=golden,size={spec.memory_mib}M,{where},merge=off,dump=off"

@@ -63,6 +63,14 @@ def sweep(root: Path) -> int:
     return len(strays)
 
 
+def make_private(root: Path, name: str) -> None:
+    """libvirt makes some files of a VM for others, too. The folder above them is ours alone; now they are, too."""
+    monitors = root.glob(f"lib/qemu/domain-*-{name}/monitor.sock")
+    for path in (root / VM_FOLDER / f"{name}.sock", root / "run" / "qemu" / f"{name}.pid", *monitors):
+        with suppress(FileNotFoundError):
+            path.chmod(0o700 if path.is_socket() else 0o600)
+
+
 _REAP_INTERVAL_S = 0.02
 
 _event_loop: threading.Thread | None = None

@@ -15,13 +15,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import libvirt
 
-#: QEMU's reasons (qapi/run-state.json, ShutdownCause) in words. A guest of ours reboots only when its kernel has
-#: panicked, because it is told to (panic=-1) and its user may not.
+#: QEMU's reasons (qapi/run-state.json, ShutdownCause) in words. A guest of ours reboots when its kernel has panicked,
+#: because it is told to (panic=-1); its user may not, unless he has become root there.
 _REASONS = {
-    "guest-reset": "the Linux kernel in it has panicked",
+    "guest-reset": "the Linux kernel in it has panicked, or restarted",
     "guest-panic": "the Linux kernel in it has panicked",
     "guest-shutdown": "its guest has switched itself off",
     "host-signal": "its QEMU process was told to end by a signal",
+}
+#: signals that end a QEMU, and what they come from (see ``bounds``)
+_SIGNALS = {
+    signal.SIGKILL: ", by hand or because the host ran out of memory",
+    signal.SIGXFSZ: ": its guest made it write more than it may",
+    signal.SIGABRT: ": it gave up, perhaps because its guest made it use more memory than it may",
 }
 #: reasons that are remembered for VMs that nobody has asked about
 _MAX_REASONS = 1024
@@ -68,7 +74,6 @@ def in_words(reason: str | None, exit_status: int | None) -> str:
     if exit_status >= 0:
         return f"its QEMU process has ended with status {exit_status}"
     with suppress(ValueError):
-        name = signal.Signals(-exit_status).name
-        hint = ", by hand or because the host ran out of memory" if name == "SIGKILL" else ""
-        return f"its QEMU process was killed by {name}{hint}"
+        number = signal.Signals(-exit_status)
+        return f"its QEMU process was killed by {number.name}{_SIGNALS.get(number, '')}"
     return f"its QEMU process was killed by signal {-exit_status}"

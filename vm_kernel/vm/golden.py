@@ -40,6 +40,8 @@ _WARM, _FAILED = b"vm-kernel: warm", (b"vm-kernel: failed:", b"vm-kernel: init f
 #: What a template needs of the host beside its RAM.
 _OVERHEAD_MIB = 128
 _SETTLE_S = 0.3
+#: A template that says more on its console is given up; an honest one says some hundred bytes.
+_MAX_CONSOLE_BYTES = 256 << 10
 _SAVE_TIMEOUT_S = 60.0
 _FORMAT = 1
 
@@ -230,10 +232,13 @@ def _run_template(hv: Hypervisor, key: str, spec: VMSpec, memfd: int, progress: 
     ram = Path(f"/proc/{os.getpid()}/fd/{memfd}")
     role = Role(boot=True, ram_path=ram, ram_shared=True, console_log=console, channel=None)
     console.unlink(missing_ok=True)
+    console.touch(mode=0o600)  # QEMU would make it for others to read
     said = ""
     try:
-        domain, qemu = hv.start(name, domain_xml(spec, role, name, uuid4(), uuid4()), paused=False)
+        xml = domain_xml(spec, role, name, uuid4(), uuid4())
+        domain, qemu = hv.start(name, xml)
         try:
+            domain.resume()
             _wait_until_warm(qemu, console, progress)
             progress("saving the template", 0.9)
             domain.suspend()
@@ -257,13 +262,16 @@ def _wait_until_warm(qemu: QemuProcess, console: Path, progress: Progress) -> No
     began = time.monotonic()
     while (waited := time.monotonic() - began) < WARM_TIMEOUT_S:
         alive = qemu.alive
-        lines = console.read_bytes().replace(b"\r", b"").split(b"\n") if console.exists() else []
+        said = console.read_bytes() if console.exists() else b""
+        lines = said.replace(b"\r", b"").split(b"\n")
         if any(line.startswith(_WARM) for line in lines):
             time.sleep(_SETTLE_S)  # the line is out before the guest has gone idle
             return
         failed = [line for line in lines if any(mark in line for mark in _FAILED)]
-        if failed or not alive:
-            reason = failed[0] if failed else b"it ended"
+        flooded = len(said) >= _MAX_CONSOLE_BYTES
+        if failed or flooded or not alive:
+            ended = f"it wrote more than {_MAX_CONSOLE_BYTES >> 10} KiB on its console" if flooded else "it ended"
+            reason = failed[0] if failed else ended.encode()
             raise GoldenError(f"The template VM did not become warm: {_text(reason)}{_tail(lines)}")
         # How long a boot takes is not known; a fraction that approaches its end shows that something happens.
         progress("booting the template VM", 0.9 * (1 - math.exp(-waited / 10)))

@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from vm_kernel.errors import HostError, VMError
 from vm_kernel.paths import make_private_dir
-from vm_kernel.vm import embedded, process
+from vm_kernel.vm import bounds, embedded, process
 from vm_kernel.vm.domain_xml import DOMAIN_TITLE
 from vm_kernel.vm.ends import GuestShutdowns, in_words
 from vm_kernel.vm.host import libvirt_version, qemu_binary, qemu_build
@@ -128,10 +128,11 @@ class Hypervisor:
         """Versions that a golden snapshot depends on. Raises HostError."""
         return {"qemu": qemu_build(), "libvirt": libvirt_version()}
 
-    def start(self, name: str, xml: str, *, paused: bool) -> tuple[libvirt.virDomain, QemuProcess]:
-        """Start a transient domain. Raises libvirt.libvirtError, VMError. Undone by :meth:`destroy`.
+    def start(self, name: str, xml: str) -> tuple[libvirt.virDomain, QemuProcess]:
+        """Start a transient domain, paused and within ``bounds``. Raises libvirt.libvirtError, VMError.
 
         Called by ``golden`` for a template and by ``machine`` for a clone, which wrap the errors.
+        Undone by :meth:`destroy`.
         """
         import libvirt
 
@@ -140,9 +141,11 @@ class Hypervisor:
             self._starting += 1
         try:
             with self._reaping(name):
-                domain = connection.createXML(xml, libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
+                domain = connection.createXML(xml, libvirt.VIR_DOMAIN_START_PAUSED)
             try:
                 qemu = QemuProcess(self._pid_of(name))
+                bounds.confine(qemu.pid, domain.maxMemory() >> 10)
+                embedded.make_private(self.run_dir, name)
             except (OSError, ValueError) as error:
                 with suppress(libvirt.libvirtError):
                     domain.destroy()

@@ -172,7 +172,7 @@ def prepare(hv: Hypervisor, golden: GoldenSnapshot, name: str) -> PreparedMachin
     uuid = uuid4()
     began = time.perf_counter()
     try:
-        domain, qemu = hv.start(name, domain_xml(spec, role, name, uuid, uuid4()), paused=True)
+        domain, qemu = hv.start(name, domain_xml(spec, role, name, uuid, uuid4()))
     except Exception as error:
         said = hv.last_words(name)
         hv.log_file(name).unlink(missing_ok=True)
