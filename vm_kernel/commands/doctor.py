@@ -42,12 +42,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "snapshot, kernelspec. Exit status 1 if a check fails.",
     )
     parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--security", action="store_true", help="how thick this host's walls around a VM are, instead")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run every check and print the findings. The exit status is 1 if one failed."""
-    checks = examine()
+    checks = examine_security() if args.security else examine()
     failed = any(check.level == "fail" for check in checks)
     if args.json:
         print(json.dumps({"ok": not failed, "checks": [asdict(check) for check in checks]}, indent=2))
@@ -72,6 +73,17 @@ def examine() -> list[Check]:
         ("kernelspec", partial(kernelspec, pool)),
     ]
     return [first, *(_attempt(name, step) for name, step in steps)]
+
+
+def examine_security() -> list[Check]:
+    """The findings about the host's walls. Takes some seconds, because a guest is run."""
+    from vm_kernel.commands import security_checklist, security_facts
+
+    loaded, first = _config()
+    try:
+        return security_checklist.judge(security_facts.collect(loaded.pool))
+    except VMKernelError as error:
+        return [first, Check("host", "fail", error.message, error.hint)]
 
 
 def show(checks: list[Check]) -> None:
