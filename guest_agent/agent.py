@@ -29,7 +29,8 @@ from guest_agent.cut import cut_to_size
 from guest_agent.files import Files
 from guest_agent.frames import JUPYTER_KINDS, PROTOCOL_VERSION, FrameError, Kind, decode_json, unpack_parts
 from guest_agent.interrupts import Facts, Interrupts
-from guest_agent.kernel import Kernel, parts_of
+from guest_agent.kernel import Kernel
+from guest_agent.messages import POLLIN, POLLOUT, parts_of, receive, waiting
 from guest_agent.stream import Stream
 from guest_agent.transport import Local, Transport, from_command_line
 
@@ -52,12 +53,14 @@ class Agent:
         self._rehearsal_due = False
         self._interrupts = Interrupts(kernel.pid, Facts.read(kernel.interrupt_facts))
         self._poller = zmq.Poller()
-        self._watching = int(zmq.POLLIN)
+        self._watching = POLLIN
+        #: the events that the host's descriptor is watched for; 0: not at all yet
+        self._host_events = 0
         self._known: dict[zmq.Socket[bytes], tuple[Kind, bytes]] = {}
         self._wakeup, wakeup = socket.socketpair()
         self._wakeup.setblocking(False)
         wakeup.setblocking(False)
-        self._wakeup_write = wakeup
+        self._wakeup_fd, self._wakeup_write = self._wakeup.fileno(), wakeup
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wakeup.fileno())
 
@@ -65,8 +68,8 @@ class Agent:
         """Wait for the host, then relay until it has gone."""
         self._stream = Stream(self._transport.accept())
         self._files = Files(self._poller, self._in_vm, lambda parts: self._stream.send(Kind.FILES, parts))
-        self._poller.register(self._wakeup, zmq.POLLIN)
-        self._poller.register(self._kernel.iopub, zmq.POLLIN)
+        self._poller.register(self._wakeup_fd, POLLIN)
+        self._poller.register(self._kernel.iopub, POLLIN)
         self._stream.send_json(
             Kind.HELLO, {"protocol": PROTOCOL_VERSION, "kernel_pid": self._kernel.pid, "kernel_info": self._kernel.info}
         )
@@ -79,8 +82,10 @@ class Agent:
 
     def _turn(self) -> None:
         """One turn of the loop: sleep until something is ready, then do a bounded amount of each kind of work."""
-        wanted = zmq.POLLIN | (zmq.POLLOUT if self._stream.wants_write else 0)
-        self._poller.register(self._stream.fd, wanted)
+        wanted = POLLIN | POLLOUT if self._stream.wants_write else POLLIN
+        if wanted != self._host_events:
+            self._host_events = wanted
+            self._poller.register(self._stream.fd, wanted)
         self._watch_output()
         self._files.watch(room=not self._stream.full)
         ready = dict(self._poller.poll(self._timeout_ms()))
@@ -88,9 +93,9 @@ class Agent:
             self._rehearse()
         self._interrupts.advance()
         events = ready.pop(self._stream.fd, 0)
-        if events & (zmq.POLLIN | zmq.POLLERR):
+        if events & ~POLLOUT:
             self._from_host()
-        if ready.pop(self._wakeup.fileno(), 0):
+        if ready.pop(self._wakeup_fd, 0):
             self._children_ended()
         if events := ready.pop(self._files.fd, 0):
             self._files.ready(events)
@@ -116,6 +121,7 @@ class Agent:
                 self._from_host()
             except EOFError:
                 self._poller.unregister(self._stream.fd)
+                self._host_events = 0
                 self._stream = Stream(self._transport.accept())
 
     def _timeout_ms(self) -> int | None:
@@ -125,7 +131,7 @@ class Agent:
 
     def _watch_output(self) -> None:
         """Take output and replies from ipykernel unless the host lags behind."""
-        events = 0 if self._stream.full else zmq.POLLIN
+        events = 0 if self._stream.full else POLLIN
         if events != self._watching:
             self._watching = events
             self._poller.register(self._kernel.iopub, events)
@@ -156,7 +162,7 @@ class Agent:
         for gone in self._known.keys() - known.keys():
             self._poller.register(gone, 0)
         for new in known.keys() - self._known.keys():
-            self._poller.register(new, self._watching if known[new][0] is Kind.SHELL else zmq.POLLIN)
+            self._poller.register(new, self._watching if known[new][0] is Kind.SHELL else POLLIN)
         self._known = known
 
     def _obey(self, kind: Kind, fields: dict[str, Any]) -> None:
@@ -210,13 +216,12 @@ class Agent:
     def _forward(self, sock: zmq.Socket[bytes], kind: Kind, identity: bytes) -> None:
         for _ in range(_BURST):
             try:
-                frames = sock.recv_multipart(zmq.NOBLOCK, copy=False)
+                parts = parts_of(identity, receive(sock))
             except zmq.Again:
                 return
-            parts = parts_of(identity, frames)
             if parts is not None:
                 self._stream.send(kind, cut_to_size(kind, parts))
-            if self._stream.full and kind in (Kind.IOPUB, Kind.SHELL):
+            if not waiting(sock) or (self._stream.full and kind in (Kind.IOPUB, Kind.SHELL)):
                 return
 
     def _children_ended(self) -> None:

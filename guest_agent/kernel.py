@@ -21,14 +21,12 @@ import zmq
 
 from guest_agent.frames import Kind
 from guest_agent.init import USER_HOME, USER_ID, USER_NAME
+from guest_agent.messages import DELIMITER, send
 
-DELIMITER = b"<IDS|MSG>"
 #: clients that are remembered at the same time; the one that has been silent longest goes first
 MAX_CLIENTS = 1024
 #: messages on iopub that wait for the agent; beyond, ipykernel waits (see ``flow.py``)
 MAX_OUTPUTS = 200
-#: bytes of a part that is passed on without a copy
-LARGE = 64 * 1024
 #: processes and threads that the user's code may have, so that a fork bomb leaves the guest usable
 MAX_PROCESSES = 512
 #: the identity of the agent's own requests, which no client can have: jupyter_client's are longer
@@ -119,8 +117,7 @@ class Kernel:
         if new:
             self._admit(key[1])
         self._clients.move_to_end(key)
-        # without a copy of what is large: ZeroMQ copies what is below its threshold by itself
-        self._clients[key].send_multipart([DELIMITER, b"", *parts[1:]], copy=False)
+        send(self._clients[key], parts[1:])
         return new
 
     def sockets(self) -> dict[zmq.Socket[bytes], tuple[Kind, bytes]]:
@@ -213,15 +210,3 @@ def _limit() -> None:
     """In the child, before ipykernel: the agent must outlive what the user's code does to the guest."""
     resource.setrlimit(resource.RLIMIT_NPROC, (MAX_PROCESSES, MAX_PROCESSES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def parts_of(identity: bytes, frames: list[zmq.Frame]) -> list[bytes | memoryview] | None:
-    """A message of ipykernel as the parts of ours; None if it is not one. ``frames``: [topic,] delimiter, signature…"""
-    raw = [frame.buffer if len(frame) >= LARGE else frame.bytes for frame in frames]
-    try:
-        at = raw.index(DELIMITER)
-    except ValueError:
-        return None
-    if len(raw) < at + 6:
-        return None
-    return [identity or b"".join(raw[:at]), *raw[at + 2 :]]

@@ -31,6 +31,7 @@ async def test_vm_info_names_what_the_guest_sees_too(session: Session) -> None:
     assert (await session.run("import socket; socket.gethostname()")).value == repr(info["name"])
     assert info["profile"] == "default"
     assert info["accelerator"] in ("kvm", "tcg")
+    assert info["accelerator_reason"].endswith(".")
     table = (await session.run("%vm_info")).of("display_data")[0]["data"]
     assert info["name"] in table["text/plain"]
     assert info["name"] in table["text/html"]

@@ -20,6 +20,7 @@ FACTS = VMFacts(
     name="vm-1", profile="default", accelerator="tcg", transport="virtio-serial", memory_mib=384, vcpus=1,
     image="<script>", image_digest="ab" * 32, golden_key="cd" * 32, created_at="2026-01-02T03:04:05+00:00",
     qemu_version="7.2.1", libvirt_version="9.0.0", warm_ms=321.5, acquire_ms=1.234,
+    accelerator_reason="/dev/kvm is <missing>.",
 )  # fmt: skip
 
 STATUS: dict[str, Any] = {
@@ -112,6 +113,7 @@ def test_a_vm_is_shown() -> None:
     assert "384 MiB" in shown["text/plain"]
     assert "322 ms" in shown["text/plain"]
     assert "&lt;script&gt; (abababababab)" in shown["text/html"]
+    assert "tcg: /dev/kvm is <missing>." in shown["text/plain"], "why that accelerator"
 
 
 @pytest.mark.parametrize("arguments", ["--nosuch", "x", "--json=1", "'", "--help"])

@@ -53,6 +53,11 @@ def test_only_the_template_may_write_the_memory_image_and_only_it_boots() -> Non
     assert clone.find("os/kernel") is None
 
 
+def test_a_clone_opens_the_memory_image_read_only_if_qemu_can() -> None:
+    assert "readonly" not in arguments(parse(SPEC, CLONE))
+    assert "share=off,readonly=on,rom=off" in arguments(parse(SPEC, replace(CLONE, ram_read_only=True)))
+
+
 def test_the_disk_is_read_only_and_a_clones_console_goes_nowhere() -> None:
     clone = parse(SPEC, CLONE)
     assert clone.find("devices/disk/readonly") is not None

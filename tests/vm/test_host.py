@@ -8,9 +8,11 @@ import re
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tests.vm.child import in_child
+from tests.conftest import ended, wait_until
+from tests.vm.child import Child, in_child
 from vm_kernel.errors import ConfigError, HostError
 from vm_kernel.image.store import open_image
 from vm_kernel.vm import host
@@ -55,8 +57,10 @@ def test_an_accelerator_is_chosen_quickly_and_remembered(tmp_path: Path) -> None
     assert time.monotonic() - started < 0.5
     if found.kind == "tcg":
         assert "not a security boundary" in found.reason
-        with pytest.raises(HostError, match="KVM was asked for"):
+        assert found.hint
+        with pytest.raises(HostError, match="KVM was asked for") as caught:
             host.resolve_accelerator("kvm", cache, kernel)
+        assert found.hint in caught.value.hint
     else:
         assert host.resolve_accelerator("kvm", cache, kernel) == found
 
@@ -67,6 +71,40 @@ def test_what_was_remembered_of_another_host_is_not_believed(tmp_path: Path) -> 
     for text in (json.dumps({"facts": {"kernel": "1.0"}, "works": True, "reason": "?"}), "[]", "{", "\0"):
         cache.write_text(text)
         assert host.resolve_accelerator("auto", cache, kernel).kind == found.kind
+
+
+def test_an_answer_that_cannot_be_kept_is_an_answer_all_the_same(tmp_path: Path) -> None:
+    kernel = open_image("default").kernel
+    found = host.resolve_accelerator("auto", tmp_path / "probe.json", kernel)
+    (tmp_path / "file").write_text("")
+    for cache in (tmp_path / "file" / "probe.json", Path("/proc/probe.json")):
+        assert host.resolve_accelerator("auto", cache, kernel).kind == found.kind
+    assert not list(tmp_path.glob("*.*[0-9]")), "no half-written file is left"
+
+
+def test_an_answer_is_forgotten_when_something_changes_that_it_depends_on(tmp_path: Path) -> None:
+    cache = tmp_path / "probe.json"
+    facts = {"kernel": "6.1", "qemu": "7.2", "cpu": "A", "device": "660", "modules": "kvm_amd.npt=1"}
+    host._remember(cache, facts, (True, "It ran."))
+    assert host._remembered(cache, facts) == (True, "It ran.")
+    for name in facts:
+        assert host._remembered(cache, facts | {name: "another"}) is None
+    for text in (json.dumps({"facts": facts, "works": "yes", "reason": ""}), "[" * 100_000, ""):
+        cache.write_text(text)
+        assert host._remembered(cache, facts) is None
+
+
+def test_a_probe_that_is_killed_leaves_no_guest(tmp_path: Path) -> None:
+    kernel = open_image("default").kernel
+    prober = Child(probe, host.qemu_binary(), kernel, "tcg", "max")
+
+    def guests() -> list[int]:
+        return [child.pid for child in psutil.Process(prober.pid).children() if "qemu" in child.name()]
+
+    wait_until(lambda: bool(guests()), 30, "the probe has a guest")
+    (guest,) = guests()
+    prober.kill()
+    wait_until(lambda: ended(guest), 30, "its guest has ended")
 
 
 def test_tcg_may_be_demanded_and_nonsense_may_not(tmp_path: Path) -> None:
@@ -83,7 +121,9 @@ def test_the_transport_is_vsock_only_where_its_device_can_be_opened() -> None:
         assert host.resolve_transport("auto").kind == ("vsock" if usable else "virtio-serial")
         assert host.resolve_transport("virtio-serial").kind == "virtio-serial"
         if not usable:
-            with pytest.raises(HostError, match="vsock was asked for"):
+            assert host.resolve_transport("auto").hint
+            with pytest.raises(HostError, match="vsock was asked for") as caught:
                 host.resolve_transport("vsock")
+            assert "c.PoolConfig.transport = 'auto'" in caught.value.hint
 
     in_child(body)

@@ -52,6 +52,22 @@ def test_a_clone_runs_and_is_destroyed_without_a_trace(place: Place, tiny: VMSpe
     in_child(body)
 
 
+def test_a_clone_has_the_memory_image_open_as_this_hosts_qemu_can(place: Place, tiny: VMSpec) -> None:
+    def body() -> None:
+        with place.hypervisor() as hv:
+            golden = place.snapshot(hv, tiny)
+            machine = clone(hv, golden, "vm-reader")
+            opened = [fd for fd in Path(f"/proc/{machine.pid}/fd").iterdir() if fd.stat().st_ino == golden.ram_inode]
+            (flags,) = {Path(f"/proc/{machine.pid}/fdinfo/{fd.name}").read_text().split()[3] for fd in opened}
+            access = os.O_RDONLY if hv.capabilities.read_only_memory else os.O_RDWR
+            assert int(flags, 8) & os.O_ACCMODE == access
+            assert _state(hv, machine) == "running"
+            machine.destroy()
+            golden.close()
+
+    in_child(body)
+
+
 def _state(hv: Hypervisor, machine: Machine) -> str:
     from vm_kernel.vm.monitor import Monitor
 

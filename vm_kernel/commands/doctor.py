@@ -62,7 +62,7 @@ def examine() -> list[Check]:
     loaded, first = _config()
     pool = loaded.pool
     steps: list[tuple[str, Callable[[], Check]]] = [
-        ("QEMU", qemu),
+        ("QEMU", partial(qemu, pool)),
         ("libvirt", partial(libvirt, pool)),
         ("image", partial(image, pool)),
         ("accelerator", partial(accelerator, pool)),
@@ -102,22 +102,23 @@ def show(checks: list[Check]) -> None:
     Console().print(table)
 
 
-def qemu() -> Check:
-    """Is QEMU's emulator for x86-64 there?"""
-    from vm_kernel.vm import host
+def qemu(pool: PoolConfig) -> Check:
+    """Is QEMU's emulator for x86-64 there, new enough, and able to do what VMs need?"""
+    from vm_kernel.vm import capabilities, host
 
-    return Check("QEMU", "ok", f"{host.qemu_binary()}, version {host.qemu_version()}")
+    found = f"{host.qemu_binary()}, version {host.qemu_version()}"
+    return Check("QEMU", "ok", f"{found}; {run_unprivileged(lambda _: capabilities.of_qemu().sentence, pool.user)}")
 
 
 def libvirt(pool: PoolConfig) -> Check:
     """Does libvirt's QEMU driver load? Opens it, as the pool service does."""
-    from vm_kernel.vm import host
+    from vm_kernel.vm import capabilities
     from vm_kernel.vm.hypervisor import Hypervisor
 
     def open_and_close(folder: Path) -> None:
         Hypervisor.open(folder / "lv", pool.libvirt_uri).close()
 
-    version = host.libvirt_version()
+    version = capabilities.check_libvirt()
     run_unprivileged(open_and_close, pool.user)
     return Check("libvirt", "ok", f"version {version}, {pool.libvirt_uri or 'qemu:///embed'} opens")
 
@@ -141,23 +142,27 @@ def accelerator(pool: PoolConfig) -> Check:
     except ImageError as error:
         return Check("accelerator", "warn", "not tried: there is no image to run", error.hint)
 
-    def probe(folder: Path) -> tuple[str, str]:
+    def probe(folder: Path) -> tuple[str, str, str]:
         found = host.resolve_accelerator(pool.accelerator, folder / "probe.json", kernel)
-        return found.kind, found.reason
+        return found.kind, found.reason, found.hint
 
-    kind, reason = run_unprivileged(probe, pool.user)
+    kind, reason, hint = run_unprivileged(probe, pool.user)
     if kind == "kvm":
         return Check("accelerator", "ok", f"KVM: {reason}")
-    hint = "Set c.PoolConfig.accelerator = 'auto'." if pool.accelerator == "tcg" else _kvm_hint(reason, pool.user)
     return Check("accelerator", "warn", f"TCG: {reason}", hint)
 
 
 def transport(pool: PoolConfig) -> Check:
-    """How will the host talk to the guest?"""
+    """How will the host talk to the guest? Looks as the service's user, who must be allowed to."""
     from vm_kernel.vm import host
 
-    found = host.resolve_transport(pool.transport)
-    return Check("transport", "ok", f"{found.kind}: {found.reason}")
+    def look(_: Path) -> tuple[str, str, str]:
+        found = host.resolve_transport(pool.transport)
+        return found.kind, found.reason, found.hint
+
+    kind, reason, hint = run_unprivileged(look, pool.user)
+    # a virtio port does all that vsock does, if not as quickly: nothing to warn of
+    return Check("transport", "ok", f"{kind}: {reason}", f"For vsock: {hint}" if hint else "")
 
 
 def memory(pool: PoolConfig) -> Check:
@@ -248,12 +253,3 @@ def _attempt(name: str, step: Callable[[], Check]) -> Check:
         return Check(name, "fail", error.message, error.hint)
     except Exception as error:  # a doctor that falls over helps nobody: what it did not expect is a finding too
         return Check(name, "fail", f"{type(error).__name__}: {error}", "Please report this; it is unexpected.")
-
-
-def _kvm_hint(reason: str, user: str) -> str:
-    if not Path("/dev/kvm").exists():
-        return "Enable virtualization in the firmware, or use a machine (or cloud instance) with nested virtualization."
-    if "cannot be opened" in reason:
-        name = user if os.geteuid() == 0 else "$USER"
-        return f"Let {name} use it: chgrp kvm /dev/kvm; chmod 660 /dev/kvm; usermod -aG kvm {name} (and log in again)."
-    return "Use a machine whose KVM can run Linux guests."

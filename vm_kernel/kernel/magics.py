@@ -88,7 +88,7 @@ def render_vm(vm: VMFacts) -> dict[str, str]:
     rows = [
         ("VM", vm.name),
         ("profile", vm.profile),
-        ("accelerator", vm.accelerator),
+        ("accelerator", _with_reason(vm.accelerator, vm.accelerator_reason)),
         ("transport", vm.transport),
         ("memory", f"{vm.memory_mib} MiB"),
         ("virtual CPUs", vm.vcpus),
@@ -100,6 +100,10 @@ def render_vm(vm: VMFacts) -> dict[str, str]:
         ("QEMU, libvirt", f"{vm.qemu_version}, {vm.libvirt_version}"),
     ]
     return _rendered([("", ("", ""), rows)])
+
+
+def _with_reason(kind: Any, reason: Any) -> str:
+    return f"{kind}: {reason}" if kind and reason else str(kind or "")
 
 
 def render_status(status: dict[str, Any], vm: VMFacts | None = None) -> dict[str, str]:
@@ -125,7 +129,7 @@ def _summary(status: dict[str, Any]) -> Rows:
     totals = status.get("totals") or {}
     rows = [
         ("service", f"version {status.get('version')}, pid {status.get('pid')}, up {age(status.get('uptime_s'))}"),
-        ("accelerator", accelerator.get("kind")),
+        ("accelerator", _with_reason(accelerator.get("kind"), accelerator.get("reason"))),
         ("transport", transport.get("kind")),
         ("acquire p50 / p95 / p99", _durations(acquire)),
         ("clone p50 / p95 / p99", _durations(clone)),

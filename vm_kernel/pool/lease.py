@@ -293,6 +293,7 @@ def _facts(vm: PooledVM, service: PoolService) -> VMFacts:
         output_stall_s=service.config.output_stall_s,
         audit_code=service.config.audit_code,
         files=_files_rule(vm.profile, service),
+        accelerator_reason=service.factory.accelerator.reason if service.factory.accelerator else "",
     )
 
 

@@ -65,6 +65,8 @@ class VMFacts(NamedTuple):
     audit_code: bool = False
     #: the profile's rule for %vm_put and %vm_get: off, get or both
     files: str = "off"
+    #: why that accelerator, in a sentence or two
+    accelerator_reason: str = ""
 
 
 def encode(event: dict[str, Any]) -> bytes:

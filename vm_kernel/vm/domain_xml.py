@@ -32,6 +32,7 @@ class Role:
 
     boot: the template boots a kernel; a clone has none (QEMU would keep a copy of kernel and initrd in its heap).
     ram_path: what QEMU maps as the guest's RAM. ram_shared: the template changes it, a clone maps it privately.
+    ram_read_only: QEMU opens it without the right to write, which not every QEMU can (``capabilities``).
     console_log: file for the guest's serial console; None throws it away (a guest could fill the disk).
     channel: unix socket of the virtio-serial channel; None gives the guest a port that nobody is connected to.
     """
@@ -41,6 +42,7 @@ class Role:
     ram_shared: bool
     console_log: Path | None
     channel: Path | None
+    ram_read_only: bool = False
 
 
 def command_line(spec: VMSpec) -> str:
@@ -146,5 +148,7 @@ def _transport(spec: VMSpec, channel: Path | None) -> str:
 
 def _ram(spec: VMSpec, role: Role) -> str:
     share = "on" if role.ram_shared else "off"
-    where = f"mem-path={role.ram_path},share={share}"
+    # rom: RAM all the same; without it, QEMU would take memory that is opened read-only for a ROM
+    access = ",readonly=on,rom=off" if role.ram_read_only else ""
+    where = f"mem-path={role.ram_path},share={share}{access}"
     return f"memory-backend-file,id=golden,size={spec.memory_mib}M,{where},merge=off,dump=off"

@@ -42,8 +42,7 @@ _OVERHEAD_MIB = 128
 _SETTLE_S = 0.3
 #: A template that says more on its console is given up; an honest one says some hundred bytes.
 _MAX_CONSOLE_BYTES = 256 << 10
-_SAVE_TIMEOUT_S = 60.0
-_FORMAT = 1
+_FORMAT = 2
 
 
 class GoldenSnapshot:
@@ -228,7 +227,7 @@ def _keep(draft: Path, target: Path, *, replace: bool) -> None:
 def _run_template(hv: Hypervisor, key: str, spec: VMSpec, memfd: int, progress: Progress) -> bytes:
     """Boot the template until it is warm, pause it, and return its device state. Its RAM is then in ``memfd``."""
     name = f"golden-{key[:8]}"
-    console = hv.vm_dir / f"{name}.console"
+    console, state = hv.vm_dir / f"{name}.console", hv.vm_dir / f"{name}.state"
     ram = Path(f"/proc/{os.getpid()}/fd/{memfd}")
     role = Role(boot=True, ram_path=ram, ram_shared=True, console_log=console, channel=None)
     console.unlink(missing_ok=True)
@@ -242,7 +241,8 @@ def _run_template(hv: Hypervisor, key: str, spec: VMSpec, memfd: int, progress: 
             _wait_until_warm(qemu, console, progress)
             progress("saving the template", 0.9)
             domain.suspend()
-            return Monitor(domain).save_state(_SAVE_TIMEOUT_S)
+            Monitor(domain).save_devices(state)
+            return state.read_bytes()
         finally:
             said = hv.last_words(name)
             hv.destroy(name, domain, qemu)
@@ -253,7 +253,8 @@ def _run_template(hv: Hypervisor, key: str, spec: VMSpec, memfd: int, progress: 
         said = said or hv.last_words(name)
         raise GoldenError(f"The template VM could not be started or saved: {reason}{said}") from error
     finally:
-        console.unlink(missing_ok=True)
+        for left in (console, state):
+            left.unlink(missing_ok=True)
         hv.log_file(name).unlink(missing_ok=True)
 
 

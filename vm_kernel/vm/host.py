@@ -1,4 +1,7 @@
-"""What this host can do: QEMU, libvirt, KVM, vsock. KVM is tried by running a guest, see ``kvm_probe``."""
+"""What this host can do: QEMU, libvirt, KVM, vsock. KVM is tried by running a guest, see ``kvm_probe``.
+
+Not here: why a device cannot be opened (``devices``), and what this QEMU can do (``capabilities``).
+"""
 
 from __future__ import annotations
 
@@ -14,29 +17,30 @@ from functools import lru_cache
 from pathlib import Path
 
 from vm_kernel.errors import ConfigError, HostError
+from vm_kernel.vm import devices
 from vm_kernel.vm.kvm_probe import probe_kvm
 from vm_kernel.vm.spec import AcceleratorKind, TransportKind
 
 _QEMU = "qemu-system-x86_64"
-_KVM_DEVICE = Path("/dev/kvm")
-_VSOCK_DEVICE = Path("/dev/vhost-vsock")
 _NOT_A_BOUNDARY = "VMs run under TCG: functional, but slower, and not a security boundary."
 
 
 @dataclass(frozen=True)
 class Accelerator:
-    """Which accelerator VMs use, and a sentence that says why."""
+    """Which accelerator VMs use, a sentence that says why, and what to do to have a better one."""
 
     kind: AcceleratorKind
     reason: str
+    hint: str = ""
 
 
 @dataclass(frozen=True)
 class Transport:
-    """How the host talks to the guest agent, and a sentence that says why."""
+    """How the host talks to the guest agent, a sentence that says why, and what to do to have a better one."""
 
     kind: TransportKind
     reason: str
+    hint: str = ""
 
 
 def qemu_binary() -> Path:
@@ -85,43 +89,81 @@ def resolve_accelerator(setting: str, cache_file: Path, kernel: Path) -> Acceler
     """KVM or TCG. ``setting``: auto, kvm or tcg. ``kernel``: a Linux kernel to try (the image's vmlinuz).
 
     auto = KVM only if that kernel really ran under it. That takes up to 5 s where it does not run; ``cache_file``
-    remembers the answer until the host's kernel, QEMU or the device's permissions change.
+    remembers the answer until something changes that it depends on (see _kvm_facts).
     Raises HostError if ``kvm`` is demanded and does not run. The pool service calls it once, when it starts.
     """
     if setting == "tcg":
-        return Accelerator("tcg", f"TCG was asked for. {_NOT_A_BOUNDARY}")
+        return Accelerator("tcg", f"TCG was asked for. {_NOT_A_BOUNDARY}", "Set c.PoolConfig.accelerator = 'auto'.")
     if setting not in ("auto", "kvm"):
         raise ConfigError(f"Unknown accelerator {setting!r}.", "Use auto, kvm or tcg.")
-    works, reason = _kvm_works(cache_file, kernel)
+    works, reason, hint = _kvm_works(cache_file, kernel)
     if works:
         return Accelerator("kvm", reason)
     if setting == "kvm":
         raise HostError(
-            f"KVM was asked for, but cannot be used: {reason}",
-            "Set c.PoolConfig.accelerator to 'auto' or 'tcg', or make /dev/kvm usable (vm-kernel doctor tells more).",
+            f"KVM was asked for, but cannot be used: {reason}", f"{hint} Or set c.PoolConfig.accelerator = 'auto'."
         )
-    return Accelerator("tcg", f"{reason} {_NOT_A_BOUNDARY}")
+    return Accelerator("tcg", f"{reason} {_NOT_A_BOUNDARY}", hint)
 
 
-def _kvm_works(cache_file: Path, kernel: Path) -> tuple[bool, str]:
-    if not _KVM_DEVICE.exists():
-        return False, f"{_KVM_DEVICE} does not exist: this host has no KVM."
+def _kvm_works(cache_file: Path, kernel: Path) -> tuple[bool, str, str]:
+    """Whether it does, a sentence about it, and what to do if not."""
+    if trouble := devices.usable(devices.KVM):
+        return False, trouble.cause, trouble.remedy
+    facts = _kvm_facts(kernel)
+    found = _remembered(cache_file, facts)
+    if found is None:
+        found = probe_kvm(qemu_binary(), kernel)
+        _remember(cache_file, facts, found)
+    works, reason = found
+    return (
+        works,
+        reason,
+        "" if works else "Use a machine whose KVM can run Linux guests.",
+    )
+
+
+def _kvm_facts(kernel: Path) -> dict[str, str]:
+    """What the answer depends on: of the host kernel, QEMU, processor, device, modules; and the kernel that is run."""
+    device = devices.KVM.stat()
+    parameters = sorted(Path("/sys/module").glob("kvm*/parameters/*"))
+    return {
+        "kernel": platform.release(),
+        "host": platform.version(),
+        "qemu": qemu_build(),
+        "cpu": cpu_model(),
+        "device": f"{device.st_rdev} {device.st_uid} {device.st_gid} {device.st_mode:o}",
+        "modules": " ".join(f"{path.parts[3]}.{path.name}={_first_line(path)}" for path in parameters),
+        "guest": f"{kernel.stat().st_size} {kernel.stat().st_mtime_ns}" if kernel.exists() else "",
+    }
+
+
+def _first_line(path: Path) -> str:
     try:
-        os.close(os.open(_KVM_DEVICE, os.O_RDWR | os.O_CLOEXEC))
-    except OSError as error:
-        return False, f"{_KVM_DEVICE} cannot be opened ({error.strerror}): is this user in the group kvm?"
-    facts = {"kernel": platform.release(), "host": platform.version(), "qemu": qemu_build(), "cpu": cpu_model()}
-    with suppress(OSError, ValueError, KeyError, TypeError):
+        return path.read_text(errors="replace").strip()
+    except OSError:  # some are for root
+        return "?"
+
+
+def _remembered(cache_file: Path, facts: dict[str, str]) -> tuple[bool, str] | None:
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         remembered = json.loads(cache_file.read_text())
-        if remembered["facts"] == facts:
-            return bool(remembered["works"]), str(remembered["reason"])
-    works, reason = probe_kvm(qemu_binary(), kernel)
-    with suppress(OSError):  # not remembered: the next start tries again
+        if remembered["facts"] == facts and isinstance(remembered["works"], bool):
+            return remembered["works"], str(remembered["reason"])
+    return None
+
+
+def _remember(cache_file: Path, facts: dict[str, str], found: tuple[bool, str]) -> None:
+    """If that fails, the next start tries again."""
+    works, reason = found
+    draft = cache_file.with_suffix(f".{os.getpid()}")
+    try:
         cache_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        draft = cache_file.with_suffix(f".{os.getpid()}")
         draft.write_text(json.dumps({"facts": facts, "works": works, "reason": reason}, indent=1))
         draft.replace(cache_file)
-    return works, reason
+    except OSError:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
 
 
 def cpu_model() -> str:
@@ -145,13 +187,12 @@ def resolve_transport(setting: str) -> Transport:
         return Transport("virtio-serial", "virtio-serial was asked for.")
     if setting not in ("auto", "vsock"):
         raise ConfigError(f"Unknown transport {setting!r}.", "Use auto, vsock or virtio-serial.")
-    try:
-        os.close(os.open(_VSOCK_DEVICE, os.O_RDWR | os.O_CLOEXEC))
-    except OSError as error:
-        if setting == "vsock":
-            raise HostError(
-                f"vsock was asked for, but {_VSOCK_DEVICE} cannot be opened: {error.strerror}.",
-                "Load the kernel module vhost_vsock for this user, or set c.PoolConfig.transport to 'auto'.",
-            ) from None
-        return Transport("virtio-serial", f"{_VSOCK_DEVICE} cannot be opened ({error.strerror}).")
-    return Transport("vsock", f"{_VSOCK_DEVICE} can be opened.")
+    trouble = devices.usable(devices.VSOCK)
+    if trouble is None:
+        return Transport("vsock", f"{devices.VSOCK} can be opened.")
+    if setting == "vsock":
+        raise HostError(
+            f"vsock was asked for, but cannot be used: {trouble.cause}",
+            f"{trouble.remedy} Or set c.PoolConfig.transport = 'auto'.",
+        )
+    return Transport("virtio-serial", trouble.cause, trouble.remedy)

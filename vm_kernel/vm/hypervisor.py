@@ -21,6 +21,7 @@ from urllib.parse import quote
 from vm_kernel.errors import HostError, VMError
 from vm_kernel.paths import make_private_dir
 from vm_kernel.vm import bounds, embedded, process
+from vm_kernel.vm.capabilities import Capabilities, check_libvirt, of_qemu
 from vm_kernel.vm.domain_xml import DOMAIN_TITLE
 from vm_kernel.vm.ends import GuestShutdowns, in_words
 from vm_kernel.vm.host import libvirt_version, qemu_binary, qemu_build
@@ -39,8 +40,10 @@ class Hypervisor:
     run_dir: a folder of its own, for sockets and libvirt's files. vm_dir: sockets and consoles of VMs.
     """
 
-    def __init__(self, run_dir: Path, uri: str, lock: int) -> None:
+    def __init__(self, run_dir: Path, uri: str, lock: int, able: Capabilities) -> None:
         """Not for callers: use :meth:`open`."""
+        #: what this host's QEMU can do
+        self.capabilities = able
         self.run_dir = run_dir
         self.vm_dir = run_dir / embedded.VM_FOLDER
         self._embedded = not uri
@@ -65,8 +68,8 @@ class Hypervisor:
         """Connect. Clears away what a crashed predecessor left in ``run_dir`` (see destroy_leftovers).
 
         Called once when the pool service starts. ``uri``: another libvirt than the embedded one. libvirt allows one
-        embedded driver in the life of a process. Raises HostError if libvirt or QEMU is missing, if another process
-        uses the same ``run_dir``, or for root: QEMU would run as root too.
+        embedded driver in the life of a process. Raises HostError if libvirt or QEMU is missing or too old, if another
+        process uses the same ``run_dir``, or for root: QEMU would run as root too.
         """
         qemu_binary()
         if not uri and os.geteuid() == 0:
@@ -74,8 +77,10 @@ class Hypervisor:
                 "VMs are not run by root, because QEMU would be root too.",
                 "Start the pool service (vm-kernel pool start): it becomes an ordinary user first.",
             )
+        check_libvirt()
+        able = of_qemu()
         make_private_dir(run_dir)
-        hypervisor = cls(run_dir, uri, _lock(run_dir / "lock"))
+        hypervisor = cls(run_dir, uri, _lock(run_dir / "lock"), able)
         try:
             hypervisor._connect()
         except BaseException:

@@ -37,6 +37,8 @@ def probe(qemu: Path, kernel: Path, accelerator: str, cpu: str) -> tuple[bool, s
         initrd = Path(folder) / "initrd"
         initrd.write_bytes(tiny_guest.initramfs(b"\n" + _PROOF + b"\n", then_restart=True))
         command = [
+            # a probe that is killed leaves no guest behind, which could use up a core for ever
+            "setpriv", "--pdeathsig", "KILL", "--",
             str(qemu), "-accel", accelerator, "-machine", "pc,usb=off", "-cpu", cpu, "-m", "192",
             "-no-user-config", "-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio",
             "-kernel", str(kernel), "-initrd", str(initrd),

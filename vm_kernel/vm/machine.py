@@ -168,7 +168,14 @@ def prepare(hv: Hypervisor, golden: GoldenSnapshot, name: str) -> PreparedMachin
         raise CloneError(f"{name!r} cannot be a VM's name.", f"Names match {_NAME.pattern}.")
     spec = golden.spec
     channel = hv.vm_dir / f"{name}.sock" if spec.transport == "virtio-serial" else None
-    role = Role(boot=False, ram_path=golden.ram_path, ram_shared=False, console_log=None, channel=channel)
+    role = Role(
+        boot=False,
+        ram_path=golden.ram_path,
+        ram_shared=False,
+        console_log=None,
+        channel=channel,
+        ram_read_only=hv.capabilities.read_only_memory,
+    )
     uuid = uuid4()
     began = time.perf_counter()
     try:
