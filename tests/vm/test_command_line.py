@@ -90,7 +90,7 @@ def test_the_command_line_and_the_process_are_what_they_are_meant_to_be(place: P
             "RUN/log/qemu/NAME.log w",
             "RUN/run/qemu/NAME.pid w",
             "IMAGES/root r",
-            "/memfd:vm-kernel-golden (deleted) rw",
+            f"/memfd:vm-kernel-golden (deleted) {'r' if 'readonly=on' in lines else 'rw'}",
         }
 
 
