@@ -83,17 +83,21 @@ def test_a_process_that_was_killed_leaves_nothing_after_the_next_start(place: Pl
 
 
 def test_a_template_of_a_killed_process_is_cleared_away_too(place: Place, tiny: VMSpec) -> None:
+    mark = place.run.parent / "boots"
+
     def doomed() -> None:
         from vm_kernel.vm.golden import load_or_build
 
-        load_or_build(place.hypervisor(), tiny, place.golden, lambda _stage, _fraction: None)
+        load_or_build(
+            place.hypervisor(), tiny, place.golden, lambda stage, _: mark.touch() if "boot" in stage else None
+        )
 
     def successor() -> Any:
         with place.hypervisor() as hv:
             return hv.destroy_leftovers()
 
     owner = Child(doomed)
-    _wait_for(place.run / "vm" / "golden")
+    _wait_for(mark)
     owner.kill()
     assert in_child(successor) == 1
 
