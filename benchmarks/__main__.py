@@ -1,4 +1,4 @@
-"""``make bench``: all in one run, a table on the terminal and ``benchmarks/latest.json``. Some 13 minutes."""
+"""``make bench``: all in one run, a table on the terminal and ``benchmarks/latest.json``. Some 15 minutes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from rich.console import Console
 
-from benchmarks import checkpoints, crowds, environment, files, pool, report, requests, sessions
+from benchmarks import checkpoints, crowds, environment, files, hostile, pool, report, requests, sessions
 from benchmarks.samples import Results
 
 
@@ -33,6 +33,7 @@ def main() -> int:
         ("requests", lambda: requests.measure_requests(results, 1 if quick else 5, 10 if quick else 30)),
         ("the relay without a VM", lambda: requests.measure_relay(results, 1 if quick else 5, 10 if quick else 100)),
         ("files", lambda: files.measure_files(results, 2 if quick else 10)),
+        ("hostile neighbours", lambda: hostile.measure_neighbours(results, 1 if quick else 3)),
         ("much output", lambda: requests.measure_stdout(results, 1 if quick else 2)),
     ]
     status = None

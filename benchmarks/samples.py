@@ -6,6 +6,8 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.hostile.attacks import ATTACKS
+
 #: sides of a comparison
 OURS, STOCK = "vm-sandbox", "ipykernel"
 
@@ -109,6 +111,13 @@ def _requests(key: str, title: str) -> list[Row]:
     ]
 
 
+def _neighbours() -> list[Row]:
+    """What a session feels of a hostile one beside it."""
+    title = "a neighbour's trivial cell, p95, beside a"
+    attacks = [attack for attack in ATTACKS if not attack.as_root]
+    return [Row(f"neighbour_{attack.key}", f"{title} {attack.name}", "x", 2.0) for attack in attacks]
+
+
 class Results:
     """All rows, in the order in which they are shown."""
 
@@ -165,6 +174,7 @@ class Results:
                 Row("fork_five", "fork into five, all answering", "s", 2.0),
                 Row("files_put", "files: 20 MB into the VM", "MB/s", at_least=True),
                 Row("files_get", "files: 20 MB out of the VM", "MB/s", at_least=True),
+                *_neighbours(),
                 Row("cold_boot", "cold boot to warm", "s"),
                 Row("golden_build", "golden snapshot: build", "s"),
                 Row("golden_load", "golden snapshot: load", "s"),

@@ -36,7 +36,7 @@ def measure_starts(results: Results, rounds: int) -> None:
 
 def measure_cells(results: Results, rounds: int, cells: int) -> None:
     """Trivial cells and much output, in two kernels that run side by side."""
-    with _kernel(OURS) as ours, _kernel(STOCK) as stock:
+    with kernel(OURS) as ours, kernel(STOCK) as stock:
         clients = {OURS: ours[1], STOCK: stock[1]}
         wait_until_quiet()
         for client in clients.values():
@@ -57,7 +57,7 @@ def _order(number: int) -> tuple[str, str]:
 
 def _start_and_restart(side: str) -> dict[str, float]:
     begin = time.perf_counter()
-    with _kernel(side) as (manager, client):
+    with kernel(side) as (manager, client):
         _kernel_info(client)
         info = time.perf_counter()
         _first_result(client)
@@ -80,7 +80,7 @@ def _start_and_restart(side: str) -> dict[str, float]:
 
 def _start_as_nbclient(side: str) -> dict[str, float]:
     begin = time.perf_counter()
-    with _kernel(side) as (_, client):
+    with kernel(side) as (_, client):
         client.wait_for_ready(timeout=TIMEOUT_S)
         ready = time.perf_counter()
         _first_result(client)
@@ -91,13 +91,14 @@ def _start_as_nbclient(side: str) -> dict[str, float]:
 def _launch_to_open_port(side: str) -> float:
     """Without ZeroMQ's pause after a connection that came too early: its 100 to 200 ms hide the kernel's own time."""
     begin = time.perf_counter()
-    with _kernel(side, wait_for_port=True) as (_, client):
+    with kernel(side, wait_for_port=True) as (_, client):
         _kernel_info(client)
         return time.perf_counter() - begin
 
 
 @contextmanager
-def _kernel(name: str, wait_for_port: bool = False) -> Iterator[tuple[KernelManager, BlockingKernelClient]]:
+def kernel(name: str, wait_for_port: bool = False) -> Iterator[tuple[KernelManager, BlockingKernelClient]]:
+    """A kernel of that side, and a client; killed at the end."""
     manager = KernelManager(kernel_name=name)
     manager.start_kernel()
     client: BlockingKernelClient = manager.blocking_client()
