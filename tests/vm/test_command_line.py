@@ -81,7 +81,7 @@ def test_the_command_line_and_the_process_are_what_they_are_meant_to_be(place: P
         assert lines == expected.read_text()
         assert {name: status[name] for name in walls.WALLED} == walls.WALLED
         assert "0" not in status["Uid"].split()
-        data = 2 * tiny.memory_mib + bounds.OWN_MEMORY_MIB << 20
+        data = 2 * tiny.memory_mib + bounds.OWN_MEMORY_MIB + bounds.VCPU_MEMORY_MIB << 20
         assert limits == ("0", str(bounds.FILE_BYTES), str(data), str(bounds.DESCRIPTORS))
         named = {name for name in files if name.startswith(("/", "RUN", "IMAGES"))}
         console = {"RUN/vm/NAME.console w"} if role == "template" else set()

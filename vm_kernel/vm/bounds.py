@@ -16,9 +16,11 @@ FILE_BYTES = 8 << 20
 DESCRIPTORS = 256
 #: Writable memory of QEMU's own, in MiB: code that it has translated, the stacks of its threads, its devices' queues.
 OWN_MEMORY_MIB = 1024
+#: ... and for each processor of the guest: a thread's stack and what it keeps.
+VCPU_MEMORY_MIB = 16
 
 
-def confine(pid: int, memory_mib: int) -> None:
+def confine(pid: int, memory_mib: int, vcpus: int) -> None:
     """Limit a QEMU that has not yet run a guest's instruction. Raises ProcessLookupError if it has ended.
 
     Called by ``hypervisor`` right after libvirt has started it. What a QEMU wants beyond them it does not get: then it
@@ -26,7 +28,7 @@ def confine(pid: int, memory_mib: int) -> None:
     (``qemu:///system``) has that libvirt's limits.
     """
     # QEMU may map the guest's RAM twice: as libvirt's own memory, which stays empty, and as the golden image
-    data = 2 * memory_mib + OWN_MEMORY_MIB << 20
+    data = 2 * memory_mib + OWN_MEMORY_MIB + vcpus * VCPU_MEMORY_MIB << 20
     for limit, value in (
         (resource.RLIMIT_FSIZE, FILE_BYTES),
         (resource.RLIMIT_DATA, data),

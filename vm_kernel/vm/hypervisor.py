@@ -149,7 +149,7 @@ class Hypervisor:
                 domain = connection.createXML(xml, libvirt.VIR_DOMAIN_START_PAUSED)
             try:
                 qemu = QemuProcess(self._pid_of(name))
-                bounds.confine(qemu.pid, domain.maxMemory() >> 10)
+                bounds.confine(qemu.pid, domain.maxMemory() >> 10, domain.maxVcpus())
                 embedded.make_private(self.run_dir, name)
             except (OSError, ValueError) as error:
                 with suppress(libvirt.libvirtError):
