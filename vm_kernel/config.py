@@ -188,16 +188,19 @@ class PoolConfig(Configurable):
         return [self.profile(name) for name in ("default", *sorted(set(self.profiles) - {"default"}))]
 
 
-def _checked_profile(name: str, values: dict[str, Any]) -> Profile:
-    class Checked(HasTraits):
-        image = Unicode(values["image"])
-        memory_mib = Int(values["memory_mib"], min=192, max=1 << 20)
-        vcpus = Int(values["vcpus"], min=1, max=64)
-        min_warm = Int(values["min_warm"], min=0, max=1000)
-        max_vms = Int(values["max_vms"], min=1, max=10000)
-        ttl_s = Float(values["ttl_s"], min=0.0)
-        files = Enum(FILE_RULES, values["files"])
+class Checked(HasTraits):
+    """The bounds of a profile's settings. What it is called, its errors show."""
 
+    image = Unicode()
+    memory_mib = Int(192, min=192, max=1 << 20)
+    vcpus = Int(1, min=1, max=64)
+    min_warm = Int(0, min=0, max=1000)
+    max_vms = Int(1, min=1, max=10000)
+    ttl_s = Float(0.0, min=0.0)
+    files = Enum(FILE_RULES)
+
+
+def _checked_profile(name: str, values: dict[str, Any]) -> Profile:
     try:
         return Profile(name=name, **Checked(**values).trait_values())
     except TraitError as error:

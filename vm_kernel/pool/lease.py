@@ -41,11 +41,11 @@ async def serve_lease(service: PoolService, connection: socket.socket, request: 
         raise PoolRequestError("profile and kernel_id must be strings.", "See vm_kernel/pool/protocol.py.")
     fork = _fork(service, request)
     pool = service.pool(profile if fork is None or fork.source is None else fork.source.profile)
-    closed = asyncio.ensure_future(_closed(connection))
     holder = LeaseHolder(pid, kernel_id[:200], datetime.now(UTC))
-    vm = await _acquire(pool, holder, connection, closed, fork)
+    vm = pool.take(holder) if fork is None else None
+    if vm is None:
+        vm = await _wait_for_vm(pool, holder, connection, fork)
     if vm is not None:
-        closed.cancel()
         await Lease(service, pool, connection, holder, vm).serve(started)
 
 
@@ -215,10 +215,10 @@ class Lease:
         """Send the facts and the descriptor; our own copy of it is closed. Raises OSError."""
         vm = self.vm
         assert vm.stream is not None
+        facts = encode({"event": "lease", "vm": _facts(vm, self._pool, self._service)._asdict()})
         # a VM may have been warm for hours, and the host asleep meanwhile
         vm.stream.send(encode_json(Kind.CLOCK, {"time_ns": time.time_ns()}))
-        facts = _facts(vm, self._service)._asdict()
-        socket.send_fds(self._connection, [encode({"event": "lease", "vm": facts})], [vm.stream.fileno()])
+        socket.send_fds(self._connection, [facts], [vm.stream.fileno()])
         vm.stream.close()
         vm.stream = None
         vm.tell = self._tell
@@ -236,14 +236,11 @@ class Lease:
         await self._checkpoints.close()
 
 
-async def _acquire(
-    pool: ProfilePool,
-    holder: LeaseHolder,
-    connection: socket.socket,
-    closed: asyncio.Future[None],
-    fork: Entry | None,
+async def _wait_for_vm(
+    pool: ProfilePool, holder: LeaseHolder, connection: socket.socket, fork: Entry | None
 ) -> PooledVM | None:
     """A VM from the pool; None if the client leaves while it waits."""
+    closed = asyncio.ensure_future(_closed(connection))
     told = ""
 
     def tell(message: str) -> None:
@@ -268,11 +265,10 @@ async def _acquire(
             with suppress(asyncio.CancelledError):
                 vm = await acquiring
                 await pool.release(vm, "its client left while it waited")
-        if acquiring.done() and (acquiring.cancelled() or acquiring.exception() is not None):
-            closed.cancel()
+        closed.cancel()
 
 
-def _facts(vm: PooledVM, service: PoolService) -> VMFacts:
+def _facts(vm: PooledVM, pool: ProfilePool, service: PoolService) -> VMFacts:
     source = vm.source
     assert source is not None
     spec = source.golden.spec
@@ -292,17 +288,14 @@ def _facts(vm: PooledVM, service: PoolService) -> VMFacts:
         warm_ms=vm.warm_ms,
         output_stall_s=service.config.output_stall_s,
         audit_code=service.config.audit_code,
-        files=_files_rule(vm.profile, service),
+        files=_files_rule(pool),
         accelerator_reason=service.factory.accelerator.reason if service.factory.accelerator else "",
     )
 
 
-def _files_rule(profile: str, service: PoolService) -> str:
+def _files_rule(pool: ProfilePool) -> str:
     """What holds now, whenever the VM was made; of a profile that is no longer configured: nothing is allowed."""
-    try:
-        return service.config.profile(profile).files
-    except UnknownProfile:
-        return "off"
+    return "off" if isinstance(pool.ending, UnknownProfile) else pool.profile.files
 
 
 def _request_or_none(line: bytes) -> dict[str, Any]:

@@ -121,18 +121,23 @@ class ProfilePool:
         self._upkeep.start()
         self.golden.open()
 
+    def take(self, holder: LeaseHolder) -> PooledVM | None:
+        """Hand out a warm VM; None if there is none. Raises PoolUnavailable or UnknownProfile if the pool ends."""
+        if self.ending is not None:
+            raise self.ending
+        self.start()
+        vm = None if self.queue else self._take_warm()
+        return None if vm is None else self._lease(vm, holder)
+
     async def acquire(self, holder: LeaseHolder, tell: Callable[[str], None]) -> PooledVM:
         """Hand out a warm VM; wait for one if there is none. ``tell`` gets the reason for the wait, in words.
 
         Raises PoolFull after ``acquire_timeout_s`` of a full pool or if too many wait, what the factory raised if VMs
         cannot be made, PoolUnavailable or UnknownProfile if the pool ends.
         """
-        if self.ending is not None:
-            raise self.ending
-        self.start()
-        vm = None if self.queue else self._take_warm()
-        if vm is None:
-            vm = await self.queue.wait(tell)
+        return self.take(holder) or self._lease(await self.queue.wait(tell), holder)
+
+    def _lease(self, vm: PooledVM, holder: LeaseHolder) -> PooledVM:
         watch.stop_stream(vm)
         vm.go(VMState.LEASED)
         vm.holder = holder
