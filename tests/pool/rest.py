@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.conftest import qemus, wait_until
 from tests.guest_session import GuestSession
 from vm_kernel import paths
-from vm_kernel.errors import PoolError
-from vm_kernel.pool.client import PoolConnection
+from vm_kernel.errors import PoolError, VMKernelError
+from vm_kernel.pool.client import Lease, PoolConnection
 
 #: emulated VMs on a busy machine take their time
 TIMEOUT_S = 180.0
@@ -46,6 +46,19 @@ def shells(home: Path) -> list[int]:
     """Process ids of the prepared QEMUs: those that are not VMs."""
     known = {vm["pid"] for vm in status()["vms"]}
     return [process.pid for process in qemus(home) if process.pid not in known]
+
+
+def take_until_it_fails(connections: ExitStack) -> VMKernelError:
+    """The warm VMs, perhaps one that is forked into the prepared QEMU, and the error of the next."""
+    leases: list[Lease] = []
+    connections.callback(lambda: [lease.stream.close() for lease in leases])
+    for _ in range(6):
+        connection = connections.enter_context(closing(PoolConnection.open()))
+        try:
+            leases.append(connection.acquire())
+        except VMKernelError as error:
+            return error
+    raise AssertionError("VMs are made")
 
 
 def used_and_at_rest(home: Path) -> Rest:

@@ -14,29 +14,15 @@ import pytest
 
 from tests.conftest import qemu_of, wait_until
 from tests.pool.conftest import Configured
-from tests.pool.rest import TIMEOUT_S, Rest, assert_clean, profile, shells, used_and_at_rest, vms
+from tests.pool.rest import TIMEOUT_S, Rest, assert_clean, profile, shells, take_until_it_fails, used_and_at_rest, vms
 from vm_kernel import paths
-from vm_kernel.errors import CloneError, ImageError
 from vm_kernel.image.store import open_image
-from vm_kernel.pool.client import Lease, PoolConnection
+from vm_kernel.pool.client import PoolConnection
 
 
 def is_stopped(process: psutil.Process) -> bool:
     """Also true if it has been replaced already."""
     return not process.is_running() or process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
-
-
-def take_until_it_fails(connections: ExitStack) -> CloneError | ImageError:
-    """The warm VMs, perhaps one that is forked into the prepared QEMU, and the error of the next."""
-    leases: list[Lease] = []
-    connections.callback(lambda: [lease.stream.close() for lease in leases])
-    for _ in range(6):
-        connection = connections.enter_context(closing(PoolConnection.open()))
-        try:
-            leases.append(connection.acquire())
-        except (CloneError, ImageError) as error:
-            return error
-    raise AssertionError("VMs are made")
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import pytest
 from tests.conftest import qemus, stop_service, wait_until
 from tests.guest_session import GuestSession
 from tests.pool import small_disk
-from tests.pool.rest import TIMEOUT_S, assert_clean, profile, used_and_at_rest
+from tests.pool.rest import TIMEOUT_S, assert_clean, profile, take_until_it_fails, used_and_at_rest
 from tests.vm.child import Child
 from vm_kernel.errors import VMKernelError
-from vm_kernel.pool.client import Lease, PoolConnection
+from vm_kernel.pool.client import PoolConnection
 
 
 def test_sessions_go_on_and_new_ones_come_when_there_is_room_again(vm_home: Path) -> None:
@@ -49,15 +49,3 @@ def test_sessions_go_on_and_new_ones_come_when_there_is_room_again(vm_home: Path
 
     Child(body, as_root=True).result(300.0)
     home.rmdir()
-
-
-def take_until_it_fails(connections: ExitStack) -> VMKernelError:
-    leases: list[Lease] = []
-    connections.callback(lambda: [lease.stream.close() for lease in leases])
-    for _ in range(6):
-        connection = connections.enter_context(closing(PoolConnection.open()))
-        try:
-            leases.append(connection.acquire())
-        except VMKernelError as error:
-            return error
-    raise AssertionError("VMs are made")

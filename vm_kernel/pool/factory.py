@@ -5,14 +5,12 @@ The pool calls it in its executor, several clones at once.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +24,7 @@ from vm_kernel.image.initramfs import boot_initrd
 from vm_kernel.image.store import Image, open_image
 from vm_kernel.vm import checkpoints, host
 from vm_kernel.vm.checkpoints import Checkpoint
+from vm_kernel.vm.disk import ROOM_HINT, clear_disk_errors
 from vm_kernel.vm.golden import GoldenSnapshot, golden_key, load_or_build, prune
 from vm_kernel.vm.hypervisor import Hypervisor
 from vm_kernel.vm.machine import Machine, PreparedMachine, prepare
@@ -38,7 +37,6 @@ Progress = Callable[[str, float], None]
 KEEP_GOLDEN_S = 14 * 24 * 3600
 #: what libvirt writes for a VM is less
 _LEAST_FREE_BYTES = 1 << 20
-_ROOM_HINT = "Make room there, or set VM_KERNEL_HOME to another place."
 
 
 class Source(NamedTuple):
@@ -85,7 +83,7 @@ class VMFactory:
         Raises ImageError, HostError, GoldenError. One at a time: two profiles may share a snapshot.
         """
         image = open_image(profile.image)
-        with self._building, _clear_disk_errors():
+        with self._building, clear_disk_errors("What VMs need", paths.home()):
             self._probe(image, progress)
             spec = self._spec(image, profile)
             golden = load_or_build(self.hypervisor, spec, paths.golden_dir(), progress, not_before)
@@ -103,7 +101,7 @@ class VMFactory:
         Raises ImageError, HostError. Called when the configuration was read anew.
         """
         image = open_image(profile.image)
-        with self._building, _clear_disk_errors():
+        with self._building, clear_disk_errors("What VMs need", paths.home()):
             key = golden_key(self._spec(image, profile), self.hypervisor.facts())
         return key == source.golden.key
 
@@ -116,7 +114,7 @@ class VMFactory:
             return prepare(self.hypervisor, source.golden, name)
         except CloneError as error:
             if _free_bytes(paths.run_dir()) < _LEAST_FREE_BYTES:
-                raise HostError(f"No space left in {paths.run_dir()}. {error.message}", _ROOM_HINT) from error
+                raise HostError(f"No space left in {paths.run_dir()}. {error.message}", ROOM_HINT) from error
             raise
 
     def warm_machine(self, source: Source, name: str, shell: PreparedMachine | None = None) -> WarmMachine:
@@ -225,16 +223,3 @@ def _forget_unused(key: str) -> None:
 def _free_bytes(folder: Path) -> int:
     facts = os.statvfs(folder)
     return facts.f_bavail * facts.f_frsize
-
-
-@contextmanager
-def _clear_disk_errors() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM):
-            raise
-        raise HostError(
-            f"What VMs need cannot be kept in {error.filename or paths.home()}: {error.strerror}.",
-            _ROOM_HINT,
-        ) from error

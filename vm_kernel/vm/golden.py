@@ -14,8 +14,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from uuid import UUID, uuid4
 
 from vm_kernel.errors import GoldenError, HostError, VMError
 from vm_kernel.vm import ram_file
+from vm_kernel.vm.disk import clear_disk_errors
 from vm_kernel.vm.domain_xml import Role, domain_xml
 from vm_kernel.vm.host import cpu_model
 from vm_kernel.vm.hypervisor import Hypervisor
@@ -130,7 +130,7 @@ def load_or_build(
     spec must not run at once.
     """
     key = golden_key(spec, hv.facts())
-    with _clear_disk_errors(folder):
+    with clear_disk_errors("The golden snapshot", folder):
         if (folder / key).exists():
             progress("loading the golden snapshot", 0.0)
             try:
@@ -296,16 +296,3 @@ def _check_memory(spec: VMSpec) -> None:
             f"A VM of {spec.memory_mib} MiB needs more memory than this host has free ({available} MiB).",
             "Free some memory, or set c.PoolConfig.vm_memory_mib to less.",
         )
-
-
-@contextmanager
-def _clear_disk_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM):
-            raise
-        raise HostError(
-            f"The golden snapshot cannot be kept in {folder}: {error.strerror}.",
-            "Make room there (it takes about the memory of one VM), or set VM_KERNEL_HOME to another place.",
-        ) from error
