@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from rich.console import Console
 
-from benchmarks import checkpoints, crowds, environment, files, hostile, pool, report, requests, sessions
+from benchmarks import checkpoints, crowds, egress, environment, files, hostile, pool, report, requests, sessions
 from benchmarks.samples import Results
 
 
@@ -34,6 +34,7 @@ def main() -> int:
         ("the relay without a VM", lambda: requests.measure_relay(results, 1 if quick else 5, 10 if quick else 100)),
         ("files", lambda: files.measure_files(results, 2 if quick else 10)),
         ("hostile neighbours", lambda: hostile.measure_neighbours(results, 1 if quick else 3)),
+        ("egress", lambda: egress.measure_egress(results, 2 if quick else 10)),
         ("much output", lambda: requests.measure_stdout(results, 1 if quick else 2)),
     ]
     status = None

@@ -175,6 +175,8 @@ class Results:
                 Row("files_put", "files: 20 MB into the VM", "MB/s", at_least=True),
                 Row("files_get", "files: 20 MB out of the VM", "MB/s", at_least=True),
                 *_neighbours(),
+                Row("egress_request", "egress: a connection and an empty answer", "ms"),
+                Row("egress_stream", "egress: 20 MB from a server on this machine", "MB/s", at_least=True),
                 Row("cold_boot", "cold boot to warm", "s"),
                 Row("golden_build", "golden snapshot: build", "s"),
                 Row("golden_load", "golden snapshot: load", "s"),

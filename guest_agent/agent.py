@@ -31,6 +31,8 @@ from guest_agent.frames import JUPYTER_KINDS, PROTOCOL_VERSION, FrameError, Kind
 from guest_agent.interrupts import Facts, Interrupts
 from guest_agent.kernel import Kernel
 from guest_agent.messages import POLLIN, POLLOUT, parts_of, receive, waiting
+from guest_agent.proxy import Proxy
+from guest_agent.proxy_link import Op, unpack
 from guest_agent.stream import Stream
 from guest_agent.transport import Local, Transport, from_command_line
 
@@ -68,6 +70,7 @@ class Agent:
         """Wait for the host, then relay until it has gone."""
         self._stream = Stream(self._transport.accept())
         self._files = Files(self._poller, self._in_vm, lambda parts: self._stream.send(Kind.FILES, parts))
+        self._proxy = Proxy(self._poller, self._in_vm, lambda parts: self._stream.send(Kind.PROXY, parts))
         self._poller.register(self._wakeup_fd, POLLIN)
         self._poller.register(self._kernel.iopub, POLLIN)
         self._stream.send_json(
@@ -88,6 +91,8 @@ class Agent:
             self._poller.register(self._stream.fd, wanted)
         self._watch_output()
         self._files.watch(room=not self._stream.full)
+        if self._proxy.fd >= 0:
+            self._proxy.watch(room=self._stream.has_room)
         ready = dict(self._poller.poll(self._timeout_ms()))
         if not ready and self._rehearsal_due:
             self._rehearse()
@@ -99,6 +104,8 @@ class Agent:
             self._children_ended()
         if events := ready.pop(self._files.fd, 0):
             self._files.ready(events)
+        if events := ready.pop(self._proxy.fd, 0):
+            self._proxy.ready(events)
         # outputs ahead of the reply that ends them
         if ready.pop(self._kernel.iopub, 0):
             self._forward(self._kernel.iopub, Kind.IOPUB, b"")
@@ -145,8 +152,18 @@ class Agent:
                 self._to_kernel(kind, [*unpack_parts(body)])
             elif kind is Kind.FILES:
                 self._files.from_host(unpack_parts(body))
+            elif kind is Kind.PROXY:
+                self._of_proxy(unpack_parts(body))
             else:
                 self._obey(kind, decode_json(body))
+
+    def _of_proxy(self, parts: list[bytes]) -> None:
+        if unpack(parts)[0] is not Op.BEGIN:
+            self._proxy.from_host(parts)
+            return
+        with contextlib.suppress(OSError, RuntimeError):  # the port is taken, or the kernel busy: no proxy then
+            if self._proxy.begin():
+                self._kernel.use_proxy(self._proxy.url)
 
     def _to_kernel(self, kind: Kind, parts: list[bytes | memoryview]) -> None:
         # ZeroMQ keeps identities that begin with a zero byte to itself
@@ -176,6 +193,7 @@ class Agent:
         elif kind is Kind.CLOCK and self._in_vm:
             unique.set_clock(int(fields["time_ns"]))
         elif kind is Kind.FREEZE:
+            self._proxy.end()
             self._frozen = True
         elif kind is Kind.THAW and self._frozen:
             self._transport.no_copy()

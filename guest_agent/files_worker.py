@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
-import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +15,9 @@ from typing import Any
 from guest_agent import tree_reader
 from guest_agent.file_link import Cancelled, Link, Message, Remote, parse
 from guest_agent.frames import Decoder, FrameError, Kind, encode_parts
-from guest_agent.init import USER_HOME, USER_ID
 from guest_agent.names import Limits, Patterns, TreeError, path_parts, reason_of
 from guest_agent.tree_writer import TreeWriter
+from guest_agent.worker_process import become_user, forget_the_agent
 
 #: folders that a "made" message names, at the most
 _MADE_AT_ONCE = 50
@@ -30,37 +28,12 @@ _RESERVE = 32 * 1024 * 1024
 def run(sock: socket.socket, as_user: bool) -> None:
     """The whole life of the worker, right after the fork. Does not return. ``as_user``: give up root first."""
     try:
-        _forget_the_agent(sock.fileno())
+        forget_the_agent(sock.fileno())
         if as_user:
-            _become_user()
+            become_user()
         Worker(sock).serve()
     finally:
         os._exit(0)
-
-
-def _forget_the_agent(keep: int) -> None:
-    """Nothing of the agent's is ours: not its descriptors, not its signals."""
-    signal.set_wakeup_fd(-1)
-    for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
-    os.setsid()
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for fd in (0, 1, 2):
-        os.dup2(nothing, fd)
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208  its own descriptor is in it, and closed by now
-        if int(name) > 2 and int(name) != keep:
-            with contextlib.suppress(OSError):
-                os.close(int(name))
-
-
-def _become_user() -> None:
-    with open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
-        file.write("0")
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.setgroups([])
-    os.setresgid(USER_ID, USER_ID, USER_ID)
-    os.setresuid(USER_ID, USER_ID, USER_ID)
-    os.chdir(USER_HOME)
 
 
 class _SocketPipe:

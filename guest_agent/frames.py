@@ -12,8 +12,8 @@ of different kinds may alternate, so that an interrupt is not stuck behind a hun
 
 A message of a Jupyter kind is a list of byte strings (``pack_parts``): the client's ZeroMQ identity (iopub: the
 topic), header, parent header, metadata, content, buffers. There is no signature: the stream is private to its two
-ends, and each end signs for its own side. A FILES message is a list of two, a JSON header and data, see
-file_link.py. All other kinds carry one JSON object.
+ends, and each end signs for its own side. FILES and PROXY messages are lists of two, a header and data, see
+file_link.py and proxy_link.py. All other kinds carry one JSON object.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class Kind(IntEnum):
     IOPUB = 4
     # both ways
     FILES = 5  # see file_link.py
+    PROXY = 6  # see proxy_link.py
     # guest to host
     HELLO = 16  # the agent, once, when the host has connected
     READY = 17  # answer to UNIQUE: the clone is unique and its kernel answers

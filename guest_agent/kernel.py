@@ -87,6 +87,11 @@ class Kernel:
         self.run_silently(f"__import__('_vm_kernel_renew').renew({session!r})", timeout_s=30)
         self.drop_iopub()
 
+    def use_proxy(self, url: str) -> None:
+        """Let this session's programs find the egress proxy. Raises RuntimeError if the kernel does not answer."""
+        self.run_silently(f"__import__('_vm_kernel_renew').use_proxy({url!r})", timeout_s=10)
+        self.drop_iopub()
+
     def rehearse(self) -> None:
         """Go the whole way of a cell, outputs included, and leave no trace."""
         self._run("None", silent=False, timeout_s=30)

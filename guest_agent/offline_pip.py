@@ -2,7 +2,8 @@
 
 ``launch.py`` puts this module into the kernel's process; ``renew.preload`` calls ``install`` in the template. It stands
 in front of IPython's ``%pip`` and leaves alone what needs no package index: other commands, ``--no-index``, what is
-installed already, wheels that lie in the VM. With a network interface that is up, it leaves everything alone.
+installed already, wheels that lie in the VM. With a network interface that is up, or a proxy that the host permits, it
+leaves everything alone.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ Packages belong into the VM's image. On the host:
        c.PoolConfig.profiles = {"mine": {"image": "mine"}}
   3. make its kernel known to Jupyter, and choose it for this notebook:
        vm-kernel install --profile mine
+A profile may also let its notebooks reach an index, {"allow": ["pypi.org", "files.pythonhosted.org"]}: see the README.
 """
 #: the commands of pip that look for packages
 _SEEKING = frozenset({"install", "download", "wheel"})
@@ -67,7 +69,9 @@ def install(shell: Any) -> None:
 
 
 def has_network() -> bool:
-    """True if an interface besides loopback is up."""
+    """True if an interface besides loopback is up, or a proxy is set (see renew.use_proxy)."""
+    if {"https_proxy", "HTTPS_PROXY"} & os.environ.keys():
+        return True
     for interface in _SYSFS.iterdir():
         with contextlib.suppress(OSError, ValueError):  # gone meanwhile; bonding's control file is no interface
             if interface.name != "lo" and int((interface / "flags").read_text(), 16) & _UP:

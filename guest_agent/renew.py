@@ -67,6 +67,16 @@ def renew(session: str) -> None:
     _renew_session(session)
 
 
+def use_proxy(url: str) -> None:
+    """Let this process, and those that it starts, reach the network through a proxy, as most programs know it.
+
+    The agent calls it when the host has said that this session may reach something.
+    """
+    for name in ("http_proxy", "https_proxy"):
+        os.environ[name] = os.environ[name.upper()] = url
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = "localhost,127.0.0.1,::1"
+
+
 def _renew_library_state() -> None:
     """Only what has been imported: what is imported later seeds itself from the reseeded system."""
     modules: dict[str, Any] = dict(sys.modules)

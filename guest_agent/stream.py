@@ -17,6 +17,7 @@ FROM_HOST = frozenset(
         Kind.CONTROL,
         Kind.STDIN,
         Kind.FILES,
+        Kind.PROXY,
         Kind.UNIQUE,
         Kind.PING,
         Kind.INTERRUPT,
@@ -27,12 +28,14 @@ FROM_HOST = frozenset(
 )
 #: output goes in order behind what is queued, and the news of a death or of silence behind the output; the rest goes
 #: ahead of it
-_BULK = frozenset({Kind.SHELL, Kind.IOPUB, Kind.FILES, Kind.KERNEL_DIED, Kind.FROZEN})
+_BULK = frozenset({Kind.SHELL, Kind.IOPUB, Kind.FILES, Kind.PROXY, Kind.KERNEL_DIED, Kind.FROZEN})
 #: bytes taken in one turn, and what a virtio port gives at once
 _READ = 256 * 1024
 _PAGE = 4096
 #: bytes that wait for the host; beyond, output stays in ipykernel's sockets
 MAX_QUEUED = 8 * 1024 * 1024
+#: bytes that wait for the host; beyond, what a cell's output could be stuck behind stays with the proxy
+ROOM = 256 * 1024
 
 
 class Stream:
@@ -49,12 +52,17 @@ class Stream:
         return self._outgoing.bytes > 0
 
     @property
+    def has_room(self) -> bool:
+        """True while little waits: what is not a session's output may be added without delaying it."""
+        return self._outgoing.bytes < ROOM
+
+    @property
     def full(self) -> bool:
         """True while the host lags behind: add no output."""
         return self._outgoing.bytes > MAX_QUEUED
 
     def send(self, kind: Kind, parts: Sequence[bytes | memoryview]) -> None:
-        """Queue one message of a Jupyter kind, or FILES."""
+        """Queue one message of a Jupyter kind, FILES or PROXY."""
         self._outgoing.add(encode_parts(kind, parts), kind not in _BULK)
 
     def send_json(self, kind: Kind, fields: dict[str, Any]) -> None:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from traitlets import Bool, Dict, Enum, Float, HasTraits, Int, TraitError, Unicode
-from traitlets.config import Config, Configurable
+from traitlets.config import Config
 from traitlets.config.loader import ConfigFileNotFound, PyFileConfigLoader
 
+from vm_kernel.config_egress import Egress, EgressSettings, NameList
 from vm_kernel.errors import ConfigError, UnknownProfile
 
 CONFIG_FILE = "vm_kernel_config.py"
@@ -34,6 +35,8 @@ class Profile:
     max_vms: int
     ttl_s: float
     files: str
+    allow: list[str]
+    allow_private: list[str]
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class LoadedConfig:
     folders: list[Path] = field(default_factory=list)
 
 
-class PoolConfig(Configurable):
+class PoolConfig(EgressSettings):
     """Settings of the pool service. In ``vm_kernel_config.py``: ``c.PoolConfig.min_warm = 4``."""
 
     image = Unicode("default", help="Name or digest of the guest image.").tag(config=True)
@@ -57,8 +60,8 @@ class PoolConfig(Configurable):
         86400.0, min=0.0, help="A warm VM that is older than so many seconds is replaced by a new one; 0: never."
     ).tag(config=True)
     profiles = Dict(
-        help="More profiles by name; each may set image, memory_mib, vcpus, min_warm, max_vms, ttl_s, files. What it "
-        "leaves out is as above. The profile 'default' is always there.",
+        help="More profiles by name; each may set image, memory_mib, vcpus, min_warm, max_vms, ttl_s, files, "
+        "allow, allow_private. What it leaves out is as above. The profile 'default' is always there.",
     ).tag(config=True)
     files = Enum(
         FILE_RULES,
@@ -175,6 +178,8 @@ class PoolConfig(Configurable):
             "max_vms": self.max_vms,
             "ttl_s": self.ttl_s,
             "files": self.files,
+            "allow": self.allow,
+            "allow_private": self.allow_private,
         }
         if unknown := set(own) - set(values):
             raise ConfigError(
@@ -182,6 +187,13 @@ class PoolConfig(Configurable):
                 f"Known are {', '.join(values)}; mend c.PoolConfig.profiles in {CONFIG_FILE}.",
             )
         return _checked_profile(name, values | own)
+
+    def egress(self, profile: Profile) -> Egress | None:
+        """What sessions of a profile may reach, and how much; None: nothing."""
+        if not profile.allow:
+            return None
+        limits = self.egress_max_connections, self.egress_max_mib, self.egress_idle_s
+        return Egress(profile.allow, profile.allow_private, *limits)
 
     def all_profiles(self) -> list[Profile]:
         """Every configured profile, 'default' first. Raises ConfigError if one of them is wrong."""
@@ -198,6 +210,8 @@ class Checked(HasTraits):
     max_vms = Int(1, min=1, max=10000)
     ttl_s = Float(0.0, min=0.0)
     files = Enum(FILE_RULES)
+    allow = NameList("allow")
+    allow_private = NameList("allow_private")
 
 
 def _checked_profile(name: str, values: dict[str, Any]) -> Profile:

@@ -17,6 +17,7 @@ CHECKS = [
     "accelerator",
     "transport",
     "memory",
+    "network of VMs",
     "pool service",
     "golden snapshot",
     "kernelspec",
@@ -68,6 +69,14 @@ def test_a_broken_configuration_does_not_stop_the_other_checks(kernelspec: str, 
     assert found["configuration"]["level"] == "fail"
     assert "vm_kernel_config.py" in found["configuration"]["summary"]
     assert list(found) == CHECKS
+
+
+def test_what_vms_may_reach_is_told(kernelspec: str, tmp_path: Path) -> None:
+    (tmp_path / "vm_kernel_config.py").write_text(
+        "c.PoolConfig.profiles = {'pip': {'allow': ['pypi.org'], 'allow_private': ['10.0.0.0/8']}}"
+    )
+    check = findings(JUPYTER_CONFIG_DIR=str(tmp_path))["network of VMs"]
+    assert (check["level"], check["summary"]) == ("warn", "pip: pypi.org; also at private addresses in 10.0.0.0/8")
 
 
 def test_a_kernel_whose_profile_has_gone_is_named(kernelspec: str, tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ STATUS: dict[str, Any] = {
     "totals": {"leases": 4, "clones": 6, "failures": 1},
     "profiles": [
         {"name": "<b>x</b>", "image": "default", "memory_mib": 384, "vcpus": 1, "min_warm": 2, "max_vms": 8, "warm": 1,
-         "leased": 2, "booting": 1, "waiting": 0, "state": "broken", "detail": "a & b", "golden_key": None},
+         "leased": 2, "booting": 1, "waiting": 0, "state": "broken", "detail": "a & b", "golden_key": None,
+         "allow": ["a.org", "b.org", "*.c.org:81", "<d>"]},
     ],
     "vms": [
         {"name": "vm-1", "profile": "p", "state": "leased", "age_s": 61.0, "unique_memory_mib": 33.25,
@@ -82,6 +83,7 @@ def test_the_status_is_shown_as_text_and_as_html() -> None:
         "broken",
         "4, 6, 1",
         "12.5 s",
+        "a.org, b.org, *.c.org:81 and 1 more",
     ):
         assert words in text
         assert words in page

@@ -68,6 +68,7 @@ def examine() -> list[Check]:
         ("accelerator", partial(accelerator, pool)),
         ("transport", partial(transport, pool)),
         ("memory", partial(memory, pool)),
+        ("network of VMs", partial(network, pool)),
         ("pool service", pool_service),
         ("golden snapshot", golden),
         ("kernelspec", partial(kernelspec, pool)),
@@ -179,6 +180,19 @@ def memory(pool: PoolConfig) -> Check:
     if available < most:
         return Check("memory", "warn", summary, "Lower c.PoolConfig.max_vms or vm_memory_mib if cells use much memory.")
     return Check("memory", "ok", summary)
+
+
+def network(pool: PoolConfig) -> Check:
+    """May VMs reach the network, and what of it?"""
+    open_ones = [profile for profile in pool.all_profiles() if profile.allow]
+    if not open_ones:
+        return Check("network of VMs", "ok", "none: no profile allows anything")
+    said = "; ".join(f"{profile.name}: {', '.join(profile.allow)}" for profile in open_ones)
+    private = sorted({network for profile in open_ones for network in profile.allow_private})
+    if private:
+        hint = "Services there that trust this host can be reached under these names: see that each is meant."
+        return Check("network of VMs", "warn", f"{said}; also at private addresses in {', '.join(private)}", hint)
+    return Check("network of VMs", "ok", said)
 
 
 def pool_service() -> Check:

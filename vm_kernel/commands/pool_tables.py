@@ -42,12 +42,13 @@ def _summary(facts: dict[str, Any]) -> RenderableType:
 
 def _profiles(facts: dict[str, Any]) -> RenderableType:
     columns = ("image", "memory_mib", "vcpus", "warm", "leased", "booting", "waiting", "min_warm", "max_vms", "state")
-    table = Table("profile", *(column.replace("_", " ") for column in columns))
+    table = Table("profile", *(column.replace("_", " ") for column in columns), "network")
     for profile in facts["profiles"]:
         cells = [str(profile[column]) for column in columns]
         if profile["detail"]:
             cells[-1] += f": {profile['detail']}"
-        table.add_row(profile["name"], *cells)
+        allowed = len(profile["allow"])
+        table.add_row(profile["name"], *cells, f"{allowed} name{'s' * (allowed > 1)}" if allowed else "none")
     return table
 
 

@@ -28,10 +28,17 @@ class VsockProtocol:
         self._stream = FrameStream(sock)
         self._on_message = on_message
         self._on_end = on_end
+        #: called when the guest has taken something: there may be room for more
+        self.on_written: Callable[[], None] = lambda: None
         self._loop = asyncio.get_running_loop()
         self._fd = self._stream.fileno()
         self._writing = False
         self._loop.add_reader(self._fd, self._readable)
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes that the guest has not taken yet."""
+        return self._stream.queued_bytes
 
     def send_parts(self, kind: Kind, parts: list[bytes]) -> None:
         """Send one Jupyter message, now or as soon as the guest takes it."""
@@ -81,4 +88,5 @@ class VsockProtocol:
 
     def _writable(self) -> None:
         self._stream.flush()
+        self.on_written()
         self._watch()

@@ -21,6 +21,7 @@ FROM_GUEST = frozenset(
         Kind.STDIN,
         Kind.IOPUB,
         Kind.FILES,
+        Kind.PROXY,
         Kind.HELLO,
         Kind.READY,
         Kind.PONG,
@@ -66,7 +67,7 @@ class FrameStream:
         return self._outgoing.bytes
 
     def send_parts(self, kind: Kind, parts: list[bytes]) -> None:
-        """Queue one message of a Jupyter kind, or FILES, and write what the socket takes now."""
+        """Queue one message of a Jupyter kind, FILES or PROXY, and write what the socket takes now."""
         self._outgoing.add(encode_parts(kind, parts), kind in _URGENT)
         self.flush()
 

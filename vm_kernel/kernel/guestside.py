@@ -147,7 +147,9 @@ class GuestSide:
     def receive(self, stream: FrameStream) -> None:
         """Take what has arrived. Raises EOFError, GuestProtocolError."""
         for kind, body in stream.receive():
-            if kind not in FOR_HOST_CALLS:
+            if kind is Kind.PROXY:
+                self._tenancy.from_proxy(body)
+            elif kind not in FOR_HOST_CALLS:
                 self._received.append((kind, body))
                 self._held_bytes += len(body)
             elif not self.evaluations.deliver(kind, body):

@@ -97,6 +97,7 @@ def render_vm(vm: VMFacts) -> dict[str, str]:
         ("created", vm.created_at),
         ("from clone to warm", ms(vm.warm_ms)),
         ("acquired in", ms(vm.acquire_ms)),
+        ("network", _network(vm.egress["allow"] if vm.egress else [])),
         ("QEMU, libvirt", f"{vm.qemu_version}, {vm.libvirt_version}"),
     ]
     return _rendered([("", ("", ""), rows)])
@@ -119,7 +120,8 @@ def render_status(status: dict[str, Any], vm: VMFacts | None = None) -> dict[str
     return _rendered(tables, f"<p>{charts}</p>" if charts else "")
 
 
-_PROFILE_COLUMNS = ("profile", "state", "warm", "leased", "booting", "waiting", "min", "max", "memory", "image")
+_COUNTS = ("warm", "leased", "booting", "waiting")
+_PROFILE_COLUMNS = ("profile", "state", *_COUNTS, "min", "max", "memory", "image", "network")
 _VM_COLUMNS = ("VM", "profile", "state", "age", "own memory", "CPU", "cells", "held by")
 
 
@@ -145,9 +147,15 @@ def _summary(status: dict[str, Any]) -> Rows:
 
 
 def _profile_row(profile: dict[str, Any]) -> list[object]:
-    counts = [profile.get(name) for name in ("warm", "leased", "booting", "waiting", "min_warm", "max_vms")]
+    counts = [profile.get(name) for name in (*_COUNTS, "min_warm", "max_vms")]
     head = [profile.get("name"), profile.get("state")]
-    return [*head, *counts, mib(profile.get("memory_mib")), profile.get("image")]
+    return [*head, *counts, mib(profile.get("memory_mib")), profile.get("image"), _network(profile.get("allow"))]
+
+
+def _network(allow: list[str] | None) -> str:
+    """What a profile's VMs may reach, in few words."""
+    names = list(map(str, allow or ()))
+    return "none" if not names else ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _vm_row(vm: dict[str, Any], own: str | None) -> list[object]:

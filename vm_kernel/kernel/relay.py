@@ -128,6 +128,7 @@ class Relay:
             if sock in ready:
                 self._burst(sock, partial(self._from_client, channel))
         self._client.advance()
+        self._tenancy.pump()
 
     def _timeout_ms(self) -> int | None:
         moments = [self._client.next_event_in_s(), self._outlet.iopub.next_try_in_s()]

@@ -11,6 +11,7 @@ from vm_kernel.kernel.background import Background
 
 if TYPE_CHECKING:
     from vm_kernel.guest.channel import FrameStream
+    from vm_kernel.guest.egress import Egress
     from vm_kernel.pool.client import Lease, PoolConnection
     from vm_kernel.pool.protocol import VMFacts
 
@@ -32,6 +33,7 @@ class Tenancy:
         self._connection: PoolConnection | None = None
         #: a host magic's thread is asking the service something over the lease
         self._borrowed = False
+        self._egress: Egress | None = None
 
     @property
     def acquiring(self) -> bool:
@@ -62,10 +64,19 @@ class Tenancy:
             raise PoolUnavailable(
                 f"No virtual machine could be had: {type(error).__name__}: {error}.", "Try `vm-kernel doctor`."
             ) from error
+        self._connection = lease.connection
+        self._move_in(lease)
+        return True
+
+    def _move_in(self, lease: Lease) -> None:
         from vm_kernel.guest.channel import FrameStream
 
-        self.vm, self.stream, self._connection = lease.vm, FrameStream(lease.stream), lease.connection
-        return True
+        self.vm, self.stream = lease.vm, FrameStream(lease.stream)
+        if self.vm.egress is not None or self._egress is not None:
+            proxy = self._proxy()
+            if self.vm.egress is not None:
+                proxy.begin()
+            self.pump()
 
     def lease_fd(self) -> int:
         """Descriptor that becomes readable when the pool service has news; -1 without a lease, or while it is lent."""
@@ -118,11 +129,32 @@ class Tenancy:
 
     def replace(self, lease: Lease) -> None:
         """Go on in another VM that has come over the same lease."""
-        from vm_kernel.guest.channel import FrameStream
-
         if self.stream is not None:
             self.stream.close()
-        self.vm, self.stream = lease.vm, FrameStream(lease.stream)
+        self._move_in(lease)
+
+    # ---- the egress proxy: not even imported for sessions that may reach nothing, unless their VM tries to
+
+    def from_proxy(self, body: bytes) -> None:
+        """The guest has sent a PROXY message."""
+        (self._egress or self._proxy()).feed(body)
+
+    def pump(self) -> None:
+        """Called every turn: what the proxy has for the guest and for the pool service."""
+        if self._egress is not None and self.stream is not None and self.stream.fileno() >= 0:
+            self._egress.pump(self.stream)
+
+    def _proxy(self) -> Egress:
+        """A new one, for the present VM; what the session may still transfer goes on from the one before."""
+        from vm_kernel.guest.egress import Egress
+
+        before, vm = self._egress, self.vm
+        if before is not None:
+            before.close()
+        settings, profile = (vm.egress, vm.profile) if vm is not None else (None, self.profile)
+        budget = before.budget if before is not None else None
+        self._egress = Egress(settings, profile, self._wake, lambda fields: self.note("egress", fields), budget)
+        return self._egress
 
     def renew(self) -> None:
         """Give the VM back and ask for another."""
@@ -132,6 +164,9 @@ class Tenancy:
 
     def close(self) -> None:
         """Give the VM back, now: the pool destroys it."""
+        if self._egress is not None:
+            self._egress.close()
+            self._egress = None
         if self.stream is not None:
             self.stream.close()
         if self._connection is not None:

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from guest_agent.frames import Kind, encode_json
-from vm_kernel.errors import CheckpointError, PoolRequestError, UnknownProfile, VMDied, VMKernelError
+from vm_kernel.errors import CheckpointError, PoolRequestError, VMDied, VMKernelError
 from vm_kernel.pool.checkpoints import Entry, SessionCheckpoints
+from vm_kernel.pool.facts import facts_of
 from vm_kernel.pool.lines import LineReader
-from vm_kernel.pool.protocol import VMFacts, decode, encode, error_event
+from vm_kernel.pool.protocol import decode, encode, error_event
 from vm_kernel.pool.restoring import fork as fork_vm
 from vm_kernel.pool.restoring import restore
 from vm_kernel.pool.state import LeaseHolder, PooledVM
@@ -215,7 +216,7 @@ class Lease:
         """Send the facts and the descriptor; our own copy of it is closed. Raises OSError."""
         vm = self.vm
         assert vm.stream is not None
-        facts = encode({"event": "lease", "vm": _facts(vm, self._pool, self._service)._asdict()})
+        facts = encode({"event": "lease", "vm": facts_of(vm, self._pool, self._service.factory)._asdict()})
         # a VM may have been warm for hours, and the host asleep meanwhile
         vm.stream.send(encode_json(Kind.CLOCK, {"time_ns": time.time_ns()}))
         socket.send_fds(self._connection, [facts], [vm.stream.fileno()])
@@ -266,36 +267,6 @@ async def _wait_for_vm(
                 vm = await acquiring
                 await pool.release(vm, "its client left while it waited")
         closed.cancel()
-
-
-def _facts(vm: PooledVM, pool: ProfilePool, service: PoolService) -> VMFacts:
-    source = vm.source
-    assert source is not None
-    spec = source.golden.spec
-    return VMFacts(
-        name=vm.name,
-        profile=vm.profile,
-        accelerator=spec.accelerator,
-        transport=spec.transport,
-        memory_mib=spec.memory_mib,
-        vcpus=spec.vcpus,
-        image=source.image.name,
-        image_digest=source.image.digest,
-        golden_key=source.golden.key,
-        created_at=vm.created_at.isoformat(),
-        qemu_version=service.factory.qemu_version,
-        libvirt_version=service.factory.libvirt_version,
-        warm_ms=vm.warm_ms,
-        output_stall_s=service.config.output_stall_s,
-        audit_code=service.config.audit_code,
-        files=_files_rule(pool),
-        accelerator_reason=service.factory.accelerator.reason if service.factory.accelerator else "",
-    )
-
-
-def _files_rule(pool: ProfilePool) -> str:
-    """What holds now, whenever the VM was made; of a profile that is no longer configured: nothing is allowed."""
-    return "off" if isinstance(pool.ending, UnknownProfile) else pool.profile.files
 
 
 def _request_or_none(line: bytes) -> dict[str, Any]:

@@ -112,4 +112,17 @@ _SCHEMAS: dict[str, dict[str, Callable[[object], bool]]] = {
         "status": _one_of("ok", "error"),
         "ms": _milliseconds,
     },
+    # what a VM has asked the egress proxy for; "opened" is followed by "closed". unnoted: attempts since the last note
+    # that were too many to be noted
+    "egress": {
+        "verdict": _one_of("refused", "failed", "opened", "closed"),
+        "host": _text(255),
+        "port": _count,
+        "address": _text(64),
+        "reason": _text(200),
+        "sent_bytes": _count,
+        "received_bytes": _count,
+        "ms": _milliseconds,
+        "unnoted": _count,
+    },
 }

@@ -142,6 +142,12 @@ class Observer:
         elif note.event == "files":
             session.file_bytes += fields["bytes"]
             self.metrics.file_bytes.labels(profile, fields["action"]).inc(fields["bytes"])
+        elif note.event == "egress":
+            self.metrics.egress.labels(profile, fields["verdict"]).inc()
+            if fields["verdict"] == "closed":
+                self.metrics.egress_bytes.labels(profile, "sent").inc(fields["sent_bytes"])
+                self.metrics.egress_bytes.labels(profile, "received").inc(fields["received_bytes"])
+            self._log.info("egress", **session.ids, **fields)
         if note.event != "output":
             self.audit.write(note.event, **session.ids, **fields)
 

@@ -46,6 +46,8 @@ class Metrics:
         )
         self.output_bytes = counter("output_bytes", "Output of cells, as the guest sent it.", "profile")
         self.file_bytes = counter("file_bytes", "Files put into VMs and got from them.", "profile", "action")
+        self.egress = counter("egress", "Connections that VMs asked for, by outcome.", "profile", "verdict")
+        self.egress_bytes = counter("egress_bytes", "Bytes of ended connections of VMs.", "profile", "direction")
         self.checkpoints = counter("checkpoints", "Checkpoints, rollbacks and forks.", "profile", "action")
         self.notes_dropped = counter("notes_dropped", "Notes of sessions that were wrong or too many.", "reason")
         ProcessCollector(registry=registry)

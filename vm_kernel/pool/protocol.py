@@ -67,6 +67,8 @@ class VMFacts(NamedTuple):
     files: str = "off"
     #: why that accelerator, in a sentence or two
     accelerator_reason: str = ""
+    #: what this session may reach, the fields of config_egress.Egress; None: VMs of the profile have no network
+    egress: dict[str, Any] | None = None
 
 
 def encode(event: dict[str, Any]) -> bytes:

@@ -76,6 +76,7 @@ def _profile(pool: ProfilePool) -> dict[str, Any]:
         "vcpus": profile.vcpus,
         "min_warm": profile.min_warm,
         "max_vms": profile.max_vms,
+        "allow": profile.allow,
         "warm": pool.count(VMState.WARM),
         "leased": pool.count(VMState.LEASED) + pool.count(VMState.CHECKPOINTING),
         "booting": pool.count(VMState.BOOTING),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from guest_agent.frames import FrameError, Kind
 from vm_kernel.errors import CheckpointError, GuestProtocolError, SandboxClosed, VMDied, VMKernelError
 from vm_kernel.guest.asyncio_stream import VsockProtocol
+from vm_kernel.guest.egress import Egress
 from vm_kernel.guest.file_channel import FileChannel
 from vm_kernel.guest.messages import WireError
 from vm_kernel.pool.client import Lease, PoolConnection
@@ -37,6 +39,7 @@ class Tenancy:
         self.lease: Lease | None = None
         self._stream: VsockProtocol | None = None
         self._files: FileChannel | None = None
+        self._egress: Egress | None = None
         self._unwatch: Callable[[], None] = lambda: None
         self._silence: asyncio.Future[None] | None = None
         self._on_message = on_message
@@ -64,6 +67,29 @@ class Tenancy:
         self.lease = lease
         self._stream = VsockProtocol(lease.stream, self._received, self._stream_ended)
         self._files = open_channel(self._stream, self.note)
+        self._egress = self._open_egress(lease, self._stream)
+
+    def _open_egress(self, lease: Lease, stream: VsockProtocol) -> Egress:
+        """The way out of this VM. What the session may still transfer goes on from the VM before."""
+        if self._egress is not None:
+            self._egress.close()
+        loop = asyncio.get_running_loop()
+
+        def pump() -> None:
+            if self._stream is stream:
+                egress.pump(stream)
+
+        def wake() -> None:
+            with suppress(RuntimeError):  # a loop that has ended has taken its VM with it
+                loop.call_soon_threadsafe(pump)
+
+        budget = self._egress.budget if self._egress is not None else None
+        egress = Egress(lease.vm.egress, lease.vm.profile, wake, partial(self.note, "egress"), budget)
+        stream.on_written = pump
+        if lease.vm.egress is not None:
+            egress.begin()
+            pump()
+        return egress
 
     def send_parts(self, kind: Kind, parts: list[bytes]) -> None:
         """A Jupyter message to the guest. Only with a VM."""
@@ -128,6 +154,9 @@ class Tenancy:
         try:
             if kind is Kind.FILES:
                 self.files.feed(body)
+            elif kind is Kind.PROXY:
+                if self._egress is not None:
+                    self._egress.feed(body)
             elif kind is not Kind.FROZEN:
                 self._on_message(kind, body)
             elif self._silence is not None and not self._silence.done():
@@ -160,6 +189,8 @@ class Tenancy:
             self._files.fail(cause)
         if self._silence is not None and not self._silence.done():
             self._silence.set_exception(cause)
+        if self._egress is not None:
+            self._egress.close()
         self._on_end(cause)
         self.lease.connection.close()
-        self.lease = self._stream = self._files = None
+        self.lease = self._stream = self._files = self._egress = None
