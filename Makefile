@@ -2,16 +2,18 @@
 
 SHELL := /bin/bash
 VENV := .venv/bin
+FUZZ_SECONDS := 150
 # never the caller's own environment
 unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
 
-.PHONY: help setup demo test coverage soak lab bench clean
+.PHONY: help setup demo test coverage fuzz soak lab bench clean
 
 help:
 	@echo "make demo    run a notebook inside a VM and show where it ran; the result is build/demo/quickstart.ipynb"
 	@echo "make lab     open JupyterLab with the kernel in its launcher; LAB_OPTIONS=... are options for it"
 	@echo "make test    run all checks and tests, on real VMs"
 	@echo "make coverage   the tests once more, measured: how much of vm_kernel they run, kernels and services included"
+	@echo "make fuzz    ten minutes of fuzzing of what reads a guest's bytes; FUZZ_SECONDS=... for each target"
 	@echo "make soak    300 sessions with random kills: nothing may be left; build/soak.png shows the service's memory"
 	@echo "make bench   measure against stock ipykernel; the result is benchmarks/latest.json"
 	@echo "make clean   stop the pool service and remove what the above made in this folder"
@@ -38,6 +40,11 @@ coverage:
 	$(VENV)/coverage run -m pytest
 	@$(VENV)/coverage combine -q
 	$(VENV)/coverage report --skip-covered --fail-under=92
+
+fuzz:
+	@scripts/setup.sh test dev
+	@set -e; for target in $$($(VENV)/python -m tests.fuzz --list); do \
+		echo "== $$target"; $(VENV)/python -m tests.fuzz $$target --seconds $(FUZZ_SECONDS) --seed 0; done
 
 soak:
 	@scripts/setup.sh test dev

@@ -9,7 +9,19 @@ from contextlib import suppress
 
 from rich.console import Console
 
-from benchmarks import checkpoints, crowds, egress, environment, files, hostile, pool, report, requests, sessions
+from benchmarks import (
+    checkpoints,
+    checks,
+    crowds,
+    egress,
+    environment,
+    files,
+    hostile,
+    pool,
+    report,
+    requests,
+    sessions,
+)
 from benchmarks.samples import Results
 
 
@@ -32,6 +44,7 @@ def main() -> int:
         ("cells", lambda: sessions.measure_cells(results, 2 if quick else 10, 20)),
         ("requests", lambda: requests.measure_requests(results, 1 if quick else 5, 10 if quick else 30)),
         ("the relay without a VM", lambda: requests.measure_relay(results, 1 if quick else 5, 10 if quick else 100)),
+        ("checks of a guest's messages", lambda: checks.measure_checks(results, 2 if quick else 21)),
         ("files", lambda: files.measure_files(results, 2 if quick else 10)),
         ("hostile neighbours", lambda: hostile.measure_neighbours(results, 1 if quick else 3)),
         ("egress", lambda: egress.measure_egress(results, 2 if quick else 10)),

@@ -30,6 +30,10 @@ MAX_PAYLOAD = 256 * 1024
 #: bytes of one message; what is larger never leaves the guest
 MAX_MESSAGE = 256 * 1024 * 1024
 MAX_JSON_MESSAGE = 1024 * 1024
+#: bytes of a Jupyter message without its buffers: what is parsed takes several times its size
+MAX_JSON_PARTS = 64 * 1024 * 1024
+#: lists and objects within each other in any JSON
+MAX_DEPTH = 100
 MAX_PARTS = 4096
 #: bytes from which on a piece of a message is kept by itself until the rest has come, and not copied twice
 _LARGE_PIECE = 4096
@@ -151,12 +155,40 @@ def encode_json(kind: Kind, fields: dict[str, Any]) -> bytes:
 def decode_json(body: bytes | bytearray) -> dict[str, Any]:
     """The JSON object of a message. Raises FrameError if it is anything else."""
     try:
-        fields = json.loads(body)
+        text = body.decode()
+        fields = _decoder.decode(text)
     except (ValueError, RecursionError) as error:
         raise FrameError(f"a message that is not JSON: {error}") from None
     if not isinstance(fields, dict):
         raise FrameError("a JSON message that is not an object")
+    if too_deep(text, fields):
+        raise FrameError(f"a JSON message with more than {MAX_DEPTH} levels")
     return fields
+
+
+def too_deep(text: str, value: Any) -> bool:
+    """Whether ``value``, parsed from ``text``, has more than MAX_DEPTH levels: who walks through it may recurse."""
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return False
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            child
+            for item in level
+            for child in (item.values() if type(item) is dict else item)
+            if type(child) is dict or type(child) is list
+        ]
+        if not level:
+            return False
+    return True
+
+
+def refuse_constant(name: str) -> Any:
+    """For a JSONDecoder: Python takes NaN and Infinity for JSON, nobody else does."""
+    raise ValueError(f"{name} is not JSON")
+
+
+_decoder = json.JSONDecoder(parse_constant=refuse_constant)
 
 
 class Decoder:

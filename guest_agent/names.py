@@ -97,44 +97,72 @@ class Patterns:
     def __init__(self, patterns: Sequence[str] = ("**",), hidden: bool = False) -> None:
         self.patterns = tuple(patterns)
         self.hidden = hidden
-        self._expressions = [_expression(pattern) for pattern in self.patterns]
+        self._steps = [_steps(pattern) for pattern in self.patterns]
 
     def match(self, parts: Sequence[str]) -> bool:
         """Whether the file or folder of that name is meant."""
         if not self.hidden and any(part.startswith(".") for part in parts):
             return False
-        for expression in self._expressions:
-            for end in range(1, len(parts) + 1):
-                if expression.fullmatch("/".join(parts[:end]) + "/"):
-                    return True
-        return False
+        return any(_matches(steps, parts) for steps in self._steps)
 
 
-def _expression(pattern: str) -> re.Pattern[str]:
-    """For names that end with a slash, so that every component of a pattern does."""
+#: one component of a pattern: what its name must look like; None: any number of folders
+_Step = re.Pattern[str] | None
+
+
+def _matches(steps: list[_Step], parts: Sequence[str]) -> bool:
+    """Whether a name, or one of the folders above it, is meant. Linear: whoever chooses names may choose bad ones."""
+    last = len(steps)
+    places = _reached(steps, {0})
+    for part in parts:
+        on = {place + 1 for place in places if (step := steps[place]) is not None and step.fullmatch(part)}
+        places = _reached(steps, on | {place for place in places if steps[place] is None})
+        if last in places:
+            return True
+    return False
+
+
+def _reached(steps: list[_Step], places: set[int]) -> set[int]:
+    """The places in a pattern, and those behind them that take no component."""
+    for place, step in enumerate(steps):
+        if step is None and place in places:
+            places.add(place + 1)
+    return places
+
+
+def _steps(pattern: str) -> list[_Step]:
     absolute, parts = path_parts(pattern)
     if absolute:
         raise TreeError("a pattern must be relative", _shown(pattern))
-    text = "".join("(?:[^/]+/)*" if part == "**" else _component(part) + "/" for part in parts or ["**"])
-    if parts[-1:] in ([], ["**"]):
-        text += "[^/]+/"
+    parts = parts or ["**"]
+    if parts[-1] == "**":
+        parts.append("*")
     try:
-        return re.compile(text, re.DOTALL)
+        return [None if part == "**" else re.compile(_component(part), re.DOTALL) for part in parts]
     except re.error as error:
         raise TreeError(f"a pattern that means nothing: {error}", _shown(pattern)) from None
 
 
 def _component(pattern: str) -> str:
-    """One component: ``*``, ``?``, ``[abc]``, ``[!abc]``; everything else stands for itself."""
-    text, at = "", 0
+    """One component: ``*``, ``?``, ``[abc]``, ``[!abc]``; everything else stands for itself.
+
+    Between two stars stands an atomic group: what follows a star is looked for once, and not tried again further on.
+    """
+    pieces, at = [""], 0
     while at < len(pattern):
         char = pattern[at]
         end = pattern.find("]", at + 2)
         if char == "[" and end > 0:
             chosen = pattern[at + 1 : end].replace("\\", r"\\").replace("[", r"\[").replace("^", r"\^")
-            text += f"[^/{chosen[1:]}]" if chosen[0] == "!" else f"(?!/)[{chosen}]"
+            pieces[-1] += f"[^/{chosen[1:]}]" if chosen[0] == "!" else f"(?!/)[{chosen}]"
             at = end
+        elif char == "*":
+            pieces.append("")
         else:
-            text += {"*": "[^/]*", "?": "[^/]"}.get(char) or re.escape(char)
+            pieces[-1] += "[^/]" if char == "?" else re.escape(char)
         at += 1
-    return text
+    first, *middle = pieces
+    if not middle:
+        return first
+    *middle, last = middle
+    return first + "".join(f"(?>[^/]*?{piece})" for piece in middle if piece) + "[^/]*" + last

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from guest_agent.frames import Decoder, Kind, encode_parts, unpack_parts
-from guest_agent.names import Limits
+from guest_agent.names import Limits, Patterns
 from tests.guest.file_host import FileHost
 from vm_kernel.errors import FilesystemError, GuestProtocolError, VMKernelError
 
@@ -218,7 +218,9 @@ def test_a_list_is_bounded_and_checked() -> None:
         item = {"t": "item", "name": "a", "kind": "file", "size": 1, "mode": 1, "mtime_ns": 1}
         return lambda liar: liar.say(**item | changes)
 
-    for lie in (endless, bad(name="a/b"), bad(name=1), bad(kind="door"), bad(size="1"), bad(mtime_ns=None)):
+    numbers = (bad(size="1"), bad(size=True), bad(mtime_ns=None), bad(mtime_ns=10**400), bad(mode=1.5))
+    names = (bad(name=wrong) for wrong in ("a/b", "..", ".", "", "a\0", "x" * 256, 1, ["a"]))
+    for lie in (endless, bad(kind="door"), bad(kind=["file"]), bad(kind={}), *numbers, *names):
         with lying_guest(lie) as host, pytest.raises((FilesystemError, GuestProtocolError)):
             host.request().entries(".")
 
@@ -227,9 +229,21 @@ def test_a_put_is_not_confused() -> None:
     lies: list[Lie] = [
         lambda liar: liar.say(t="ack", bytes=10**9),
         lambda liar: liar.say(t="made", paths="abc"),
+        lambda liar: liar.say(t="made", paths=[["a"]]),
+        lambda liar: liar.say(t="made", paths=["a" * 5000]),
+        lambda liar: [liar.say(t="made", paths=[f"{n}-{m}" for m in range(500)]) for n in range(500)],  # type: ignore[func-returns-value]
         lambda liar: liar.file("a"),
         lambda liar: liar.say(t="ack", bytes=-1),
     ]
     for lie in lies:
         with lying_guest(lie) as host, pytest.raises(FilesystemError):
             host.request().put_bytes(bytes(5_000_000), "file")
+
+
+@pytest.mark.timeout(60)
+def test_names_made_for_a_pattern_do_not_keep_the_host_busy() -> None:
+    """A pattern with stars used to be tried in every way there is, and no thread of the process ran meanwhile."""
+    patterns = Patterns(["*a*a*a*a*a*a*a*b", "**/a*/**/a*/**/a*/**/a*/**/b"])
+    assert not patterns.match(["a" * 255] * 16)
+    assert not patterns.match(["aa"] * 64)
+    assert patterns.match(["aaaaaaab"])

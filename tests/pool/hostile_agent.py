@@ -1,30 +1,25 @@
-"""Guest agents written for the attack. Tests put one in the place of ``guest_agent.agent`` in a real VM.
+"""A guest agent written for the attack. Tests put it in the place of ``guest_agent.agent`` in a real VM.
 
-The honest agent is beside it as ``guest_agent.honest_agent``. This one behaves until a cell names an attack.
+The honest agent is beside it as ``guest_agent.honest_agent``, and what it sends as ``guest_agent.attacks`` (it is
+``tests/hostile_guest/attacks.py``). It behaves until a cell names an attack.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
 from typing import Any
 
+import guest_agent.attacks as attacks  # type: ignore[import-not-found]
 import guest_agent.honest_agent as honest  # type: ignore[import-not-found]
 
-from guest_agent.frames import HEADER, Kind
-
-ATTACKS = {
-    b"4GiB": HEADER.pack(0xFFFFFFFF, Kind.IOPUB, 0, 0) + b"x" * 65536,
-    b"random": os.urandom(65536),
-    b"unknown": HEADER.pack(4, 99, 0, 0) + b"abcd",
-    b"parts": HEADER.pack(4, Kind.IOPUB, 0, 0) + b"\xff\xff\xff\xff",
-    b"json": HEADER.pack(3, Kind.KERNEL_DIED, 0, 0) + b"[1]",
-}
+from guest_agent.frames import HEADER, MAX_PAYLOAD, MORE, Kind
 
 
 class HostileAgent(honest.Agent):  # type: ignore[misc]
-    """Sends its attack instead of running the cell that names it. It answers one PING, before it is leased."""
+    """Sends its attack before it runs the cell that names it. It answers one PING, before it is leased."""
 
     _answered = False
     #: what becomes of the next FREEZE
@@ -40,17 +35,23 @@ class HostileAgent(honest.Agent):  # type: ignore[misc]
     def _to_kernel(self, kind: Kind, parts: list[bytes]) -> None:
         if b"attack:panic" in parts[4]:
             Path("/proc/sysrq-trigger").write_text("c")
-        for name in (b"deaf", b"garbage", b"babble", b"leave"):
+        for name in (b"deaf", b"garbage", b"babble", b"leave", b"poison"):
             if b"freeze:" + name in parts[4]:
                 self._freezing = name
-        for name, data in ATTACKS.items():
-            if b"attack:" + name in parts[4]:
-                write(self._stream.fd, data)
-                return
+        code = str(json.loads(bytes(parts[4])).get("code", ""))
+        attack = (attacks.IGNORED | attacks.FATAL).get(code.strip("'").removeprefix("attack:"))
+        if attack is not None:
+            while self._stream.wants_write:
+                self._stream.flush()
+            attack.run(attacks.Attacker(lambda data: write(self._stream.fd, data), json.loads(bytes(parts[1]))))
         super()._to_kernel(kind, parts)
 
     def _obey(self, kind: Kind, fields: dict[str, Any]) -> None:
-        if kind is Kind.FREEZE and self._freezing:
+        if kind is Kind.UNIQUE and self._freezing == b"poison":
+            # in a copy, whose host is the pool service
+            while True:
+                write(self._stream.fd, HEADER.pack(MAX_PAYLOAD, Kind.SHELL, MORE, 0) + bytes(MAX_PAYLOAD))
+        if kind is Kind.FREEZE and self._freezing not in (b"", b"poison"):
             if self._freezing == b"leave":
                 honest.init.power_off()
             if self._freezing == b"garbage":

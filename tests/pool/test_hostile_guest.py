@@ -17,12 +17,27 @@ import pytest
 import guest_agent
 from tests.conftest import CONFIG, StartKernel, eventually, qemus, service_pid, stop_service, wait_until, write_config
 from tests.guest_session import GuestSession
+from tests.hostile_guest.conftest import Growth, descriptors
+from tests.kernel.session import Session, pid_of
 from tests.pool.rest import profile
 from vm_kernel.errors import GuestProtocolError
 from vm_kernel.pool.client import PoolConnection
 
-BAD_FRAMES = ["4GiB", "random", "unknown"]
-BAD_BODIES = ["parts", "json"]
+BAD_FRAMES = ["four_gigabytes", "random", "unknown_kind"]
+BAD_BODIES = ["parts_that_are_not_there", "a_list"]
+#: attacks that a guest of the default size has memory for
+IGNORED = [
+    "bad_json",
+    "nested_just_so",
+    "wrong_fields",
+    "twice_the_same_key",
+    "not_utf8",
+    "bad_addresses",
+    "unknown_channels",
+    "nobodys_replies",
+    "idle_too_early",
+    "confirmations",
+]
 HERE = Path(__file__).parent
 
 
@@ -35,6 +50,7 @@ def hostile_home(request: pytest.FixtureRequest, vm_home: Path) -> Iterator[Path
     shutil.copytree(Path(guest_agent.__file__).parent, package)
     (package / "agent.py").rename(package / "honest_agent.py")
     shutil.copy(HERE / request.param, package / "agent.py")
+    shutil.copy(HERE.parent / "hostile_guest" / "attacks.py", package / "attacks.py")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VM_KERNEL_HOME", str(home / "home"))
         patch.setenv("PYTHONPATH", str(home / "code"))
@@ -71,6 +87,39 @@ async def test_the_notebook_is_told(hostile_home: Path, start_kernel: StartKerne
         assert reply["content"]["status"] == "error"
         assert reply["content"]["ename"] in ("VMDied", "GuestProtocolError")
         assert "protocol" in reply["content"]["evalue"]
+
+
+@pytest.mark.timeout(300)
+async def test_what_can_be_left_out_reaches_neither_neighbours_nor_the_pool(
+    hostile_home: Path, start_kernel: StartKernel
+) -> None:
+    async with start_kernel() as (manager, client), start_kernel() as (_, other):
+        session, neighbour = Session(client), Session(other)
+        await eventually(lambda: profile()["warm"] == 1, 120.0, "the next VM is warm")
+        service = service_pid()
+        open_files, growth, growth_of_service = descriptors(service), Growth(pid_of(manager)), Growth(service)
+        for name in IGNORED:
+            await session.run(f"'attack:{name}'")
+            assert (await session.run("6 * 7")).value == "42", name
+        assert (await neighbour.run("7 * 6")).value == "42"
+        assert growth.mib < 128
+        assert growth_of_service.mib < 16
+        await eventually(lambda: descriptors(service) <= open_files, 20.0, "no descriptor is left open in the service")
+
+
+@pytest.mark.timeout(300)
+async def test_a_checkpoint_of_a_lost_guest_takes_nothing_of_the_services_memory(
+    hostile_home: Path, start_kernel: StartKernel
+) -> None:
+    async with start_kernel() as (_, client):
+        session = Session(client)
+        for code in ("'freeze:poison'", "%checkpoint a"):
+            assert (await session.run(code, timeout_s=150)).status == "ok"
+        growth = Growth(service_pid())
+        back = await session.run("%rollback a", timeout_s=150)
+        assert back.reply["content"]["ename"] == "GuestProtocolError"
+        assert (await session.run("6 * 7")).value == "42", "the session goes on where it was"
+        assert growth.mib < 64
 
 
 @pytest.mark.parametrize(

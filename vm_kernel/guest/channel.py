@@ -39,10 +39,12 @@ _URGENT = frozenset({Kind.CONTROL, Kind.STDIN, Kind.INTERRUPT, Kind.PING, Kind.C
 class FrameStream:
     """One guest stream, in a poll loop. Owns the socket that it is given."""
 
-    def __init__(self, sock: socket.socket, max_message: int = MAX_MESSAGE) -> None:
+    def __init__(
+        self, sock: socket.socket, max_message: int = MAX_MESSAGE, accept: frozenset[Kind] = FROM_GUEST
+    ) -> None:
         sock.setblocking(False)
         self._sock = sock
-        self._decoder = Decoder(FROM_GUEST, max_message)
+        self._decoder = Decoder(accept, max_message)
         self._outgoing = Outgoing()
         self.bytes_received = 0
         self.bytes_sent = 0

@@ -211,4 +211,5 @@ def check_path(path: str) -> None:
 
 
 def printable(text: str) -> str:
+    """The first 500 characters of what a guest says, fit for a terminal and a log."""
     return "".join(char if char.isprintable() else "?" for char in text[:500])

@@ -13,13 +13,15 @@ from typing import Any, NamedTuple
 from guest_agent import tree_reader
 from guest_agent.file_link import Link
 from guest_agent.frames import FrameError
-from guest_agent.names import Patterns, TreeError, path_parts
+from guest_agent.names import MAX_COMPONENT, MAX_NAME, Patterns, TreeError, path_parts
 from guest_agent.tree_receiver import MemoryReceiver, Receiver
 from guest_agent.tree_writer import TreeWriter
 from vm_kernel.errors import FilesystemError
 from vm_kernel.guest.file_channel import Request, check_path, host_errors
 
-_KINDS = frozenset({"file", "folder", "link", "other"})
+_KINDS = ("file", "folder", "link", "other")
+#: numbers of a file that are believed: they fit into 63 bits
+_MAX_NUMBER = (1 << 63) - 1
 
 
 class FileEntry(NamedTuple):
@@ -112,7 +114,7 @@ class FileRequest(Request):
         """What a path in the guest is: file, folder, link or other."""
         with self.ask("stat", path) as link:
             kind = link.until_done(_nothing).get("kind")
-        return kind if kind in ("file", "folder", "link") else "other"
+        return str(kind) if kind in _KINDS else "other"
 
     def entries(self, source: str) -> list[FileEntry]:
         """What is in a folder of the guest, by name."""
@@ -121,7 +123,7 @@ class FileRequest(Request):
         def take(fields: dict[str, Any], _: bytes) -> None:
             if fields.get("t") != "item" or len(found) >= self.limits.max_entries:
                 raise FrameError("a FILES message that is out of place")
-            found.append(_entry(fields))
+            found.append(parse_entry(fields))
 
         with self.ask("list", source) as link:
             link.until_done(take)
@@ -145,14 +147,17 @@ class FileRequest(Request):
         overwrite: bool,
     ) -> Put:
         names: list[str] = []
-        made: list[str] = []
+        made: dict[str, None] = {}
         done = 0
 
         def take(fields: dict[str, Any], _: bytes) -> None:
             paths = fields.get("paths")
-            if fields.get("t") != "made" or not isinstance(paths, list) or len(made) > self.limits.max_entries:
+            if fields.get("t") != "made" or not isinstance(paths, list):
                 raise FrameError("a FILES message that is out of place")
-            made.extend(str(path) for path in paths)
+            for path in paths:
+                if not isinstance(path, str) or len(path) > MAX_NAME or len(made) >= self.limits.max_entries:
+                    raise FrameError("a folder that cannot have been made")
+                made[path] = None
 
         with self.ask("put", target, overwrite=overwrite) as link:
             for fields, data in messages:
@@ -167,7 +172,7 @@ class FileRequest(Request):
             link.send({"t": "done"})
             link.until_done(take)
         prefix = "" if target == "." else target.rstrip("/") + "/"
-        return Put(Transfer(len(names), done, skipped), [prefix + name for name in names], made)
+        return Put(Transfer(len(names), done, skipped), [prefix + name for name in names], [*made])
 
     def _receive(self, link: Link, receiver: Receiver, name: str = "") -> Transfer:
         def take(fields: dict[str, Any], data: bytes) -> None:
@@ -194,13 +199,15 @@ def _renamed(messages: Iterator[tree_reader.Message], name: str) -> Iterator[tre
         yield (fields | {"name": name} if "name" in fields else fields), data
 
 
-def _entry(fields: dict[str, Any]) -> FileEntry:
-    """Raises FrameError if the guest says what no folder contains."""
+def parse_entry(fields: dict[str, Any]) -> FileEntry:
+    """What an "item" says. Raises FrameError if no folder contains that."""
     name, kind, numbers = fields.get("name"), fields.get("kind"), [fields.get(n) for n in ("size", "mode", "mtime_ns")]
-    if not isinstance(name, str) or "/" in name or kind not in _KINDS or not all(type(n) is int for n in numbers):
+    if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name or len(name) > MAX_COMPONENT:
         raise FrameError("an entry of a folder that is none")
-    size, mode, mtime_ns = numbers
-    return FileEntry(name, str(kind), int(size or 0), int(mode or 0), float(int(mtime_ns or 0)) / 1e9)
+    if kind not in _KINDS or not all(type(n) is int and abs(n) <= _MAX_NUMBER for n in numbers):
+        raise FrameError("an entry of a folder that is none")
+    size, mode, mtime_ns = (int(number or 0) for number in numbers)
+    return FileEntry(name, str(kind), size, mode, mtime_ns / 1e9)
 
 
 def _nothing(fields: dict[str, Any], data: bytes) -> None:

@@ -9,11 +9,14 @@ import time
 import uuid
 from typing import Any, NamedTuple
 
-from guest_agent.frames import PROTOCOL_VERSION, FrameError, Kind, decode_json
+from guest_agent.frames import MAX_JSON_MESSAGE, PROTOCOL_VERSION, FrameError, Kind, decode_json
 from vm_kernel.errors import CloneError, GuestProtocolError
 from vm_kernel.guest.channel import FrameStream
+from vm_kernel.guest.file_channel import printable
 
 ENTROPY_BYTES = 64
+#: nothing else is taken before a VM is leased: the pool service's memory is everybody's
+_ANSWERS = frozenset({Kind.HELLO, Kind.READY, Kind.PONG})
 
 
 class Hello(NamedTuple):
@@ -30,22 +33,15 @@ def claim(sock: socket.socket, name: str, timeout_s: float = 30.0) -> Hello:
     CloneError if the guest does not answer in time or says that it failed, GuestProtocolError if it sends garbage.
     The socket belongs to the caller, before and after.
     """
-    stream = FrameStream(sock)
+    stream = _stream(sock)
     deadline = time.monotonic() + timeout_s
-    hello = _expect(stream, Kind.HELLO, deadline)
-    if hello.get("protocol") != PROTOCOL_VERSION or not isinstance(hello.get("kernel_info"), dict):
-        raise GuestProtocolError(
-            f"The guest agent speaks protocol {hello.get('protocol')!r}; this host speaks {PROTOCOL_VERSION}.",
-            "Run `vm-kernel pool stop`; the golden snapshot is built anew at the next start.",
-        )
+    hello = check_hello(_expect(stream, Kind.HELLO, deadline))
     stream.send_json(Kind.UNIQUE, _identity(name))
-    ready = _expect(stream, Kind.READY, deadline)
-    if "error" in ready:
-        raise CloneError(f"The clone could not be made unique: {str(ready['error'])[:500]}")
+    check_ready(_expect(stream, Kind.READY, deadline))
     ping(stream, deadline)
     if not stream.idle:
         raise GuestProtocolError("The guest sent more than it was asked for, before its VM was leased.")
-    return Hello(int(hello.get("kernel_pid") or 0), hello["kernel_info"])
+    return hello
 
 
 def reclaim(sock: socket.socket, name: str, *, same_session: bool, timeout_s: float = 30.0) -> None:
@@ -54,14 +50,30 @@ def reclaim(sock: socket.socket, name: str, *, same_session: bool, timeout_s: fl
     The pool service calls it in its executor. ``same_session``: the session that saved the checkpoint goes on in it,
     with its random states and names; otherwise it becomes another's (a fork) and gets its own. Raises as claim().
     """
-    stream = FrameStream(sock)
+    stream = _stream(sock)
     deadline = time.monotonic() + timeout_s
     stream.send_json(Kind.UNIQUE, _identity(name) | {"same_session": same_session})
-    ready = _expect(stream, Kind.READY, deadline)
-    if "error" in ready:
-        raise CloneError(f"The VM could not go on from the checkpoint: {str(ready['error'])[:500]}")
+    check_ready(_expect(stream, Kind.READY, deadline))
     if not stream.idle:
         raise GuestProtocolError("The guest sent more than it was asked for, before its VM was leased.")
+
+
+def check_hello(fields: dict[str, Any]) -> Hello:
+    """What a HELLO says. Raises GuestProtocolError."""
+    pid, info = fields.get("kernel_pid"), fields.get("kernel_info")
+    if fields.get("protocol") != PROTOCOL_VERSION or type(pid) is not int or not isinstance(info, dict):
+        spoken = printable(repr(fields.get("protocol")))[:40]
+        raise GuestProtocolError(
+            f"The guest agent speaks protocol {spoken}; this host speaks {PROTOCOL_VERSION}.",
+            "Run `vm-kernel pool stop`; the golden snapshot is built anew at the next start.",
+        )
+    return Hello(pid, info)
+
+
+def check_ready(fields: dict[str, Any]) -> None:
+    """Raises CloneError if a READY says that the guest has failed."""
+    if "error" in fields:
+        raise CloneError(f"The guest could not be made unique: {printable(str(fields['error']))}")
 
 
 def check_health(sock: socket.socket, timeout_s: float = 5.0) -> dict[str, Any]:
@@ -69,7 +81,7 @@ def check_health(sock: socket.socket, timeout_s: float = 5.0) -> dict[str, Any]:
 
     The pool service calls it in its executor; nobody else may read from the socket meanwhile.
     """
-    stream = FrameStream(sock)
+    stream = _stream(sock)
     health = ping(stream, time.monotonic() + timeout_s)
     if health.get("kernel_alive") is not True:
         raise CloneError("The kernel of a warm VM has ended.")
@@ -86,6 +98,10 @@ def ping(stream: FrameStream, deadline: float) -> dict[str, Any]:
     if pong.get("seq") != seq:
         raise GuestProtocolError("The guest answered a PING that nobody sent.")
     return pong
+
+
+def _stream(sock: socket.socket) -> FrameStream:
+    return FrameStream(sock, MAX_JSON_MESSAGE, _ANSWERS)
 
 
 def _identity(name: str) -> dict[str, Any]:
@@ -121,7 +137,8 @@ def _expect(stream: FrameStream, kind: Kind, deadline: float) -> dict[str, Any]:
         if messages:
             break
     if len(messages) != 1 or messages[0][0] is not kind:
-        raise GuestProtocolError(f"The guest sent {[k.name for k, _ in messages]} where {kind.name} was due.")
+        sent = ", ".join(other.name for other, _ in messages[:5])
+        raise GuestProtocolError(f"The guest sent {len(messages)} messages ({sent}) where one {kind.name} was due.")
     try:
         return decode_json(messages[0][1])
     except FrameError as error:

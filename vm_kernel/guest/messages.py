@@ -6,10 +6,19 @@ For the kernel process and for the Python API. Standard library only: this is im
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, NamedTuple
+
+from guest_agent.frames import MAX_DEPTH, MAX_JSON_PARTS, refuse_constant, too_deep
 
 DELIMITER = b"<IDS|MSG>"
 MAX_ID_LENGTH = 512
+#: execution counts that are believed
+MAX_COUNT = 10**9
+#: numbers, texts, lists and objects in one JSON part, about: one takes up to 170 bytes, out of 3 bytes of JSON
+MAX_VALUES = 2_000_000
+
+_TEXT = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 
 
 class WireError(ValueError):
@@ -35,6 +44,8 @@ def parse_guest(parts: list[bytes]) -> GuestMessage:
     address, *parts = parts
     if len(address) > MAX_ID_LENGTH or address == DELIMITER:
         raise WireError("an address that is none")
+    if sum(map(len, parts[:4])) > MAX_JSON_PARTS:
+        raise WireError(f"more than {MAX_JSON_PARTS} bytes besides its buffers")
     header, parent, _, content = (_guest_object(parts, place) for place in range(4))
     check_header(header)
     parent_id = parent.get("msg_id", "")
@@ -51,6 +62,8 @@ def _guest_object(parts: list[bytes], place: int) -> dict[str, Any]:
     part = parts[place]
     if part == b"{}":
         return {}
+    if len(part) > MAX_VALUES and _too_many_values(part):
+        raise WireError(f"JSON with more than {MAX_VALUES} values")
     try:
         text = part.decode()
     except UnicodeDecodeError:
@@ -79,14 +92,32 @@ def _object(text: str) -> dict[str, Any]:
         raise WireError(f"not JSON: {error}") from None
     if not isinstance(value, dict):
         raise WireError("not a JSON object")
+    if too_deep(text, value):
+        raise WireError(f"JSON with more than {MAX_DEPTH} levels")
     return value
 
 
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is not JSON")
+_decoder = json.JSONDecoder(parse_constant=refuse_constant)
 
 
-_decoder = json.JSONDecoder(parse_constant=_refuse)
+def _too_many_values(part: bytes) -> bool:
+    """Before it is parsed: whether that would make more than MAX_VALUES objects, by the commas and brackets in it."""
+    if _marks(part) <= MAX_VALUES:
+        return False
+    if part.count(b'"') > 4 * MAX_VALUES:
+        return True
+    # they may all be in texts: a table as CSV, say
+    count = end = 0
+    for text in _TEXT.finditer(part):
+        count += _marks(part[end : text.start()])
+        end = text.end()
+        if count > MAX_VALUES:
+            return True
+    return count + _marks(part[end:]) > MAX_VALUES
+
+
+def _marks(part: bytes) -> int:
+    return part.count(b",") + part.count(b"[") + part.count(b"{")
 
 
 def check_header(header: dict[str, Any]) -> None:

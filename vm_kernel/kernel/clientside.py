@@ -55,7 +55,7 @@ class ClientSide:
         """A checked message of a client."""
         if channel == "stdin":
             if self._tenancy.stream is not None:
-                self._guest.send(channel, message.identities, message.parts)
+                self._guest.send_input(message)
             return
         request = Request(channel, message)
         if self._acquire_at is not None:

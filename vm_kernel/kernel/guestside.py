@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from guest_agent.frames import JUPYTER_KINDS, FrameError, Kind, decode_json, unpack_parts
 from vm_kernel.errors import GuestProtocolError, VMDied
+from vm_kernel.guest import MESSAGE_COST
 from vm_kernel.guest.ends import python_ended
 from vm_kernel.guest.ledger import Ledger
 from vm_kernel.guest.messages import GuestMessage, WireError, parse_guest
@@ -19,7 +20,7 @@ from vm_kernel.kernel.outlet import Outlet
 from vm_kernel.kernel.refusals import Refusals
 from vm_kernel.kernel.requests import Request, Requests
 from vm_kernel.kernel.tenancy import Tenancy
-from vm_kernel.kernel.wire import FROM_GUEST_IOPUB
+from vm_kernel.kernel.wire import FROM_GUEST_IOPUB, Message
 
 if TYPE_CHECKING:
     from vm_kernel.guest.channel import FrameStream
@@ -34,6 +35,9 @@ _NO_IDENTITY = b"vm-kernel-client"
 FOR_HOST_CALLS = frozenset({Kind.FROZEN, Kind.FILES})
 #: bytes of the guest's other messages that wait for the end of a host cell
 MAX_HELD = 8 * 1024 * 1024
+#: input() in cells: questions that may wait for their client, and bytes of one. ZeroMQ bounds neither
+MAX_QUESTIONS = 100
+MAX_QUESTION = 64 * 1024
 
 
 class PendingInterrupt(NamedTuple):
@@ -56,6 +60,9 @@ class GuestSide:
         self.evaluations = Evaluations(outlet, requests, tenancy, self, wake)
         self._interrupts: dict[int, PendingInterrupt] = {}
         self._sequence = 0
+        #: interrupts that the guest has not confirmed, whether or not their client has been answered
+        self._unconfirmed: set[int] = set()
+        self._questions = 0
         self._refusals = Refusals("guest")
         self._ledger = Ledger(tenancy.note)
 
@@ -68,10 +75,16 @@ class GuestSide:
         identity = identities[0] if named else _NO_IDENTITY
         self._tenancy.stream.send_parts(_CHANNEL_KINDS[channel], [identity, *parts])
 
+    def send_input(self, message: Message) -> None:
+        """Hand the guest what a client has typed."""
+        self._questions = 0
+        self.send("stdin", message.identities, message.parts)
+
     def send_request(self, request: Request) -> None:
         """Hand a client's request to the guest."""
         if request.is_execute:
             vm = self._tenancy.vm
+            self._questions = 0
             self._ledger.keep_code = vm is not None and vm.audit_code
             self._ledger.sent(request.msg_id, request.content.get("code"))
         self.send(request.channel, request.identities, request.parts)
@@ -94,6 +107,8 @@ class GuestSide:
         """Interrupt what runs in the guest; ``request`` is answered when that has been done."""
         assert self._tenancy.stream is not None
         self._sequence += 1
+        self._questions = 0
+        self._unconfirmed.add(self._sequence)
         self._interrupts[self._sequence] = PendingInterrupt(request, time.monotonic() + INTERRUPT_REPLY_S)
         self._tenancy.stream.send_json(Kind.INTERRUPT, {"seq": self._sequence})
 
@@ -118,6 +133,7 @@ class GuestSide:
         self._held_bytes = 0
         self.evaluations.forget()
         self._interrupts.clear()
+        self._unconfirmed.clear()
         self._markers = Markers()
 
     def move(self, lease: Lease) -> None:
@@ -128,6 +144,7 @@ class GuestSide:
         self._ledger.vm_ended()
         self._received.clear()
         self._held_bytes = 0
+        self._unconfirmed.clear()
         self._markers = Markers()
         self._tenancy.replace(lease)
         assert self._tenancy.stream is not None
@@ -151,7 +168,7 @@ class GuestSide:
                 self._tenancy.from_proxy(body)
             elif kind not in FOR_HOST_CALLS:
                 self._received.append((kind, body))
-                self._held_bytes += len(body)
+                self._held_bytes += len(body) + MESSAGE_COST
             elif not self.evaluations.deliver(kind, body):
                 self._refusals.note("nobody waits for it", channel=kind.name.lower())
 
@@ -161,14 +178,15 @@ class GuestSide:
         What the guest does while a host cell is being answered is shown after it, unless it is much.
         """
         while self._received and (not self.evaluations.running or self._held_bytes > MAX_HELD):
-            kind, body = self._received.popleft()
-            self._held_bytes -= len(body)
-            self._handle(kind, body)
+            self._held_bytes -= len(self._received[0][1]) + MESSAGE_COST
+            self._handle(*self._received.popleft())
 
     def _handle(self, kind: Kind, body: bytes) -> None:
         try:
             if kind in JUPYTER_KINDS:
-                self._jupyter_message(kind, parse_guest(unpack_parts(body)))
+                parts = unpack_parts(body)
+                del body  # it may be large, and it is in the parts
+                self._jupyter_message(kind, parse_guest(parts))
             else:
                 self._agent_message(kind, decode_json(body))
         except WireError as error:
@@ -184,11 +202,14 @@ class GuestSide:
             vm = self._tenancy.vm
             raise python_ended(fields, vm.memory_mib if vm is not None else None)
         sequence = fields.get("seq")
-        if kind is Kind.INTERRUPTED and isinstance(sequence, int):
+        if kind is Kind.INTERRUPTED and type(sequence) is int and sequence in self._unconfirmed:
+            self._unconfirmed.discard(sequence)
             pending = self._interrupts.pop(sequence, None)
             self.send("shell", [], self._markers.nudge())
             if pending is not None:
                 self._confirm(pending)
+        else:
+            self._refusals.note("nobody waits for it", channel=kind.name.lower())
 
     def _jupyter_message(self, kind: Kind, message: GuestMessage) -> None:
         cell = self._markers.find(message.parent_id)
@@ -213,12 +234,20 @@ class GuestSide:
         if request is None or request.replied or not request.wants_reply:
             raise WireError(f"a {message.msg_type[:60]!r} to no open request")
         if kind is Kind.STDIN and message.msg_type == "input_request":
+            self._check_question(message, request)
             self._outlet.relay_input_request(message, request)
         elif kind is _CHANNEL_KINDS[request.channel] and message.msg_type == request.reply_type:
             self._outlet.relay_reply(message, request)
             self._ledger.replied(message)
         else:
             raise WireError(f"a {message.msg_type[:60]!r} to a {request.msg_type}")
+
+    def _check_question(self, message: GuestMessage, request: Request) -> None:
+        self._questions += 1
+        if not request.content.get("allow_stdin") or self._questions > MAX_QUESTIONS:
+            raise WireError("a question that nobody can answer")
+        if sum(map(len, message.parts)) > MAX_QUESTION:
+            raise WireError(f"a question of more than {MAX_QUESTION} bytes")
 
     # ---- host cells
 

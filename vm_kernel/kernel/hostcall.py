@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from guest_agent.frames import FrameError, Kind, decode_json
 from vm_kernel.errors import GuestProtocolError, VMDied, VMError, VMKernelError
+from vm_kernel.guest import MESSAGE_COST
 
 if TYPE_CHECKING:
     from vm_kernel.kernel.guestside import GuestSide
@@ -61,7 +62,8 @@ class HostCall:
         self._wake = wake
         self._wanted: deque[Callable[[], None]] = deque()
         self._inbox: queue.SimpleQueue[tuple[Kind, bytes] | None] = queue.SimpleQueue()
-        self._waiting_bytes = 0
+        #: bytes of messages that the loop has handed over, and that the magic has taken: each counts alone
+        self._delivered = self._taken = 0
         self._shown = False
         self._interrupted = threading.Event()
         self._ended = False
@@ -90,7 +92,9 @@ class HostCall:
 
     def receive(self, timeout_s: float) -> tuple[Kind, bytes]:
         """The next message of the agent to this magic. Raises VMError after the timeout, VMDied, Interrupted."""
-        deadline = time.monotonic() + timeout_s
+        return self._receive(timeout_s, time.monotonic() + timeout_s)
+
+    def _receive(self, timeout_s: float, deadline: float) -> tuple[Kind, bytes]:
         while True:
             self.check_interrupt()
             try:
@@ -101,16 +105,17 @@ class HostCall:
                 continue
             if message is None:
                 raise VMDied("The virtual machine has ended.", "Its state is lost.")
-            self._waiting_bytes -= len(message[1])
+            self._taken += len(message[1]) + MESSAGE_COST
             self._wake()
             return message
 
     def ask(self, kind: Kind, fields: dict[str, Any], answer: Kind, timeout_s: float) -> dict[str, Any]:
         """Send a JSON message to the agent and wait for its answer. Raises as receive(), and GuestProtocolError."""
+        deadline = time.monotonic() + timeout_s
         self.tell(kind, fields)
-        received, body = self.receive(timeout_s)
-        while received is Kind.FILES:  # what is left of a transfer that was given up
-            received, body = self.receive(timeout_s)
+        received, body = self._receive(timeout_s, deadline)
+        while received is Kind.FILES and time.monotonic() < deadline:  # what is left of a transfer that was given up
+            received, body = self._receive(timeout_s, deadline)
         try:
             if received is answer:
                 return decode_json(body)
@@ -144,13 +149,13 @@ class HostCall:
 
     def deliver(self, kind: Kind, body: bytes) -> None:
         """A message of the guest that is meant for the magic."""
-        self._waiting_bytes += len(body)
+        self._delivered += len(body) + MESSAGE_COST
         self._inbox.put((kind, body))
 
     @property
     def has_room(self) -> bool:
         """False while the magic lags behind the guest."""
-        return self._waiting_bytes < MAX_WAITING
+        return self._delivered - self._taken < MAX_WAITING
 
     def interrupt(self) -> None:
         """The user wants it to end."""

@@ -13,7 +13,7 @@ import os
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
-from vm_kernel.guest.messages import GuestMessage
+from vm_kernel.guest.messages import MAX_COUNT, GuestMessage
 from vm_kernel.kernel.requests import Request
 from vm_kernel.kernel.wire import to_json
 
@@ -116,7 +116,7 @@ class Markers:
         cell.replied = True
         cell.aborted = message.content.get("status") == "aborted"
         count = message.content.get("execution_count")
-        cell.count = count if isinstance(count, int) else 0
+        cell.count = count if type(count) is int and 0 <= count <= MAX_COUNT else 0
 
     def _marker(self, cell: HostCell, header: dict[str, Any], code: str, content: dict[str, Any]) -> list[bytes]:
         content = content | {"code": code, "store_history": False, "user_expressions": {}, "allow_stdin": False}

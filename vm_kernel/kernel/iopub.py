@@ -2,7 +2,7 @@
 
 ZeroMQ keeps a queue for each client and, left alone, drops silently what does not fit. Here it refuses instead
 (XPUB_NODROP): the message waits, and while one waits the loop does not read the guest's stream, so that the guest
-waits as well. ZeroMQ counts messages, not bytes; so the large parts that clients have not taken yet are counted here.
+waits as well. ZeroMQ counts messages, not bytes; so the large ones that clients have not taken yet are counted here.
 
 One client that does not read must not hold up the others for ever. When nothing has moved for ``stall_s`` seconds,
 that client is cut off until it reads again, and what it has missed is announced.
@@ -18,9 +18,12 @@ import zmq
 
 #: messages that ZeroMQ keeps for one client
 QUEUED_MESSAGES = 1000
-#: parts of so many bytes or more are handed to ZeroMQ without a copy and counted until every client has taken them
+#: parts of so many bytes or more are handed to ZeroMQ without a copy, and messages of so many are counted until every
+#: client has taken them
 LARGE = 64 * 1024
-#: bytes of such parts that may be on their way; a single message may be larger
+#: bytes of memory that ZeroMQ takes for a part besides its own
+_PART_COST = 64
+#: bytes of such messages that may be on their way; a single message may be larger
 MAX_HELD = 64 * 1024 * 1024
 #: one message out of so many is tracked although it is small, to see whether clients take anything
 TRACK_EVERY = 50
@@ -117,7 +120,7 @@ class Iopub:
     # ---- one message
 
     def _fits(self, frames: list[bytes]) -> bool:
-        size = sum(len(part) for part in frames if len(part) >= LARGE)
+        size = _counted(frames)
         if size == 0 or self._held_bytes + size <= MAX_HELD:
             return True
         # a client that was cut off keeps what it had, while others have taken what came later
@@ -141,7 +144,8 @@ class Iopub:
         """Give the message to ZeroMQ. False, with nothing done, if a client's queue is full."""
         held = _Held()
         self._untracked += 1
-        tracked = self._untracked >= TRACK_EVERY
+        held.size = _counted(frames)
+        tracked = self._untracked >= TRACK_EVERY or held.size > 0
         last = len(frames) - 1
         for number, part in enumerate(frames):
             flags = zmq.NOBLOCK | (zmq.SNDMORE if number < last else 0)
@@ -151,7 +155,6 @@ class Iopub:
                     frame = zmq.Frame(part, track=True, copy=False, copy_threshold=0)
                     self._socket.send(frame, flags, copy=False)
                     held.trackers.append(frame.tracker)
-                    held.size += len(part) if large else 0
                 else:
                     self._socket.send(part, flags)
             except zmq.Again:
@@ -195,3 +198,9 @@ class Iopub:
         if self._cut is None:
             self._cut = before
         self._full_since = None
+
+
+def _counted(frames: list[bytes]) -> int:
+    """The bytes of a message as far as they count: of a small one none do, their number is bounded."""
+    size = sum(map(len, frames)) + _PART_COST * len(frames)
+    return size if size >= LARGE else 0

@@ -15,6 +15,8 @@ from vm_kernel.kernel.wire import COMMS, Message
 MAX_OPEN = 16384
 #: finished requests that are remembered, because late output (of threads, of widgets) names them as its parent
 MAX_FINISHED = 2048
+#: what of a request's content is needed until it ends
+_KEPT = ("silent", "store_history", "allow_stdin")
 
 
 class Request:
@@ -95,7 +97,7 @@ class Request:
     def let_go(self) -> None:
         """Keep no more than what answers need: contents can be large."""
         del self.parts[1:]
-        self.content = {name: self.content[name] for name in ("silent", "store_history") if name in self.content}
+        self.content = {name: self.content[name] for name in _KEPT if name in self.content}
 
 
 class Requests:
@@ -125,8 +127,12 @@ class Requests:
                 self._finished.popitem(last=False)
 
     def running_cell(self) -> Request | None:
-        """The cell that has begun and not ended, the first if there are several (in subshells)."""
-        return next((request for request in self._open.values() if request.is_execute and request.runs), None)
+        """The cell that has begun and not ended, the first if there are several (in subshells).
+
+        If the guest says that none has begun: the first that it has, which it may be keeping to itself.
+        """
+        cells = [request for request in self._open.values() if request.is_execute and request.passed]
+        return next((cell for cell in cells if cell.runs), cells[0] if cells else None)
 
     def open(self) -> list[Request]:
         """The requests that are not finished, in order of arrival."""

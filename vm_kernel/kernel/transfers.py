@@ -17,6 +17,8 @@ Data = dict[str, str]
 
 #: seconds between two pictures of a progress bar
 _SHOW_EVERY_S = 0.2
+#: files that were left out and are named
+MAX_LEFT_OUT = 100
 
 
 class CallTransfer(FileRequest):
@@ -65,7 +67,9 @@ def report(what: str, transfer: Transfer) -> Data:
     """What has been copied, and what has been left out."""
     files = "1 file" if transfer.files == 1 else f"{transfer.files} files"
     lines = [f"{what}: {files}, {size(transfer.bytes)}."]
-    lines += [f"Left out: {name} ({why})" for name, why in transfer.skipped]
+    lines += [f"Left out: {name} ({why})" for name, why in transfer.skipped[:MAX_LEFT_OUT]]
+    if len(transfer.skipped) > MAX_LEFT_OUT:
+        lines.append(f"Left out: {len(transfer.skipped) - MAX_LEFT_OUT} more")
     page = "<br>".join(html.escape(line) for line in lines)
     return {"text/plain": "\n".join(lines), "text/html": page}
 

@@ -91,6 +91,8 @@ class Collector:
     error: ErrorOutput | None = None
     truncated: bool = False
     _texts: dict[str, list[str]] = field(default_factory=lambda: {"stdout": [], "stderr": []})
+    #: where outputs are that can be replaced, by display id
+    _places: dict[str, list[int]] = field(default_factory=dict)
     _bytes: int = 0
     _clear_due: bool = False
 
@@ -110,7 +112,10 @@ class Collector:
             return
         if self._clear_due:
             self._clear()
-        self._keep(output, update=msg_type == "update_display_data")
+        if msg_type == "update_display_data":
+            self._replace(output, size)
+        else:
+            self._keep(output)
         if self.on_output is not None:
             self.on_output(output)
 
@@ -118,19 +123,28 @@ class Collector:
         """Everything printed to that stream."""
         return "".join(self._texts[name])
 
-    def _keep(self, output: Output, update: bool) -> None:
+    def _keep(self, output: Output) -> None:
         if isinstance(output, StreamOutput):
             self._texts[output.name].append(output.text)
         elif isinstance(output, ErrorOutput):
             self.error = output
-        elif update:
-            self.outputs = [output if old.display_id == output.display_id else old for old in self.outputs]
         else:
+            if output.display_id is not None:
+                self._places.setdefault(output.display_id, []).append(len(self.outputs))
             self.outputs.append(output)
+
+    def _replace(self, output: Output, size: int) -> None:
+        """Counted once for each output that it replaces: or one small message would be much work."""
+        if isinstance(output, RichOutput) and output.display_id is not None:
+            places = self._places.get(output.display_id, [])
+            self._bytes += size * max(0, len(places) - 1)
+            for place in places:
+                self.outputs[place] = output
 
     def _clear(self) -> None:
         self._clear_due = False
         self.outputs.clear()
+        self._places.clear()
         for texts in self._texts.values():
             texts.clear()
 

@@ -16,7 +16,7 @@ from guest_agent.frames import JUPYTER_KINDS, Kind, decode_json, unpack_parts
 from vm_kernel.errors import SandboxClosed, VMDied, VMKernelError
 from vm_kernel.guest.ends import python_ended
 from vm_kernel.guest.ledger import Ledger
-from vm_kernel.guest.messages import GuestMessage, parse_guest
+from vm_kernel.guest.messages import MAX_COUNT, GuestMessage, parse_guest
 from vm_kernel.pool.client import Lease
 from vm_kernel.pool.protocol import VMFacts
 from vm_kernel.sandbox.files import FilesystemShare
@@ -76,6 +76,8 @@ class Sandbox:
         self._lock = asyncio.Lock()
         self._runs: dict[str, _Run] = {}
         self._interrupts = 0
+        #: of them, those that the guest has not confirmed
+        self._unconfirmed = 0
         self._tenancy = Tenancy(self._received, self._ended)
         self._ledger = Ledger(self._tenancy.note)
         self.files = FilesystemShare(lambda: self._tenancy.files)
@@ -157,6 +159,7 @@ class Sandbox:
     def interrupt(self) -> None:
         """Interrupt what runs, as a notebook's stop button does. Nothing if nothing runs."""
         self._interrupts += 1
+        self._unconfirmed += 1
         self._tenancy.send_json(Kind.INTERRUPT, {"seq": self._interrupts})
 
     # ---- saved states
@@ -260,10 +263,15 @@ class Sandbox:
     def _received(self, kind: Kind, body: bytes) -> None:
         """What the guest sends is hostile input. Raises WireError, FrameError, which the tenancy deals with."""
         if kind in JUPYTER_KINDS:
-            self._jupyter_message(kind, parse_guest(unpack_parts(body)), len(body))
-        elif kind is Kind.KERNEL_DIED:
-            self._tenancy.end(python_ended(decode_json(body), self.vm.memory_mib if self.vm is not None else None))
-        elif kind is Kind.INTERRUPTED:
+            parts, size = unpack_parts(body), len(body)
+            del body  # it may be large, and it is in the parts
+            self._jupyter_message(kind, parse_guest(parts), size)
+            return
+        fields = decode_json(body)
+        if kind is Kind.KERNEL_DIED:
+            self._tenancy.end(python_ended(fields, self.vm.memory_mib if self.vm is not None else None))
+        elif kind is Kind.INTERRUPTED and self._unconfirmed:
+            self._unconfirmed -= 1
             # ipykernel acts on an interrupt of code that awaits something when its event loop wakes up
             self._send("comm_info_request", {})
 
@@ -287,6 +295,7 @@ class Sandbox:
     def _ended(self, cause: VMKernelError) -> None:
         """There is no VM any more, in a moment: its end can still be noted."""
         self._ledger.vm_ended()
+        self._unconfirmed = 0
         self.files.forget()
         for run in self._runs.values():
             if not run.ended.done():
@@ -305,7 +314,7 @@ def _result(run: _Run, status: Status | None, duration_s: float) -> ExecutionRes
         outputs=collector.outputs,
         error=collector.error,
         duration_s=duration_s,
-        execution_count=count if isinstance(count, int) else 0,
+        execution_count=count if type(count) is int and 0 <= count <= MAX_COUNT else 0,
         truncated=collector.truncated,
         killed=run.reply is None,
     )

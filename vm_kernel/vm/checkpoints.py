@@ -116,7 +116,7 @@ def load(folder: Path, *, check: bool) -> Checkpoint:
         )
     except CheckpointError as error:
         raise _unusable(folder, error.message) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise _unusable(folder, f"{type(error).__name__}: {error}") from None
 
 
@@ -130,7 +130,7 @@ def restore(shell: PreparedMachine, golden: GoldenSnapshot, checkpoint: Checkpoi
         if (checkpoint.golden_key, checkpoint.build_id) != (golden.key, golden.build_id):
             raise _unusable(checkpoint.folder, "it belongs to another golden snapshot")
         with _clear_errors(checkpoint.folder):
-            runs = _read_runs(checkpoint.folder / "runs")
+            runs = read_runs(checkpoint.folder / "runs")
             state = (checkpoint.folder / "state").read_bytes()
             _copy_in(shell.pid, golden, runs, checkpoint.folder / "pages")
     except BaseException:
@@ -288,8 +288,18 @@ def _finish(golden: GoldenSnapshot, folder: Path, runs: list[Run], pause_ms: flo
     return load(folder, check=False)
 
 
-def _read_runs(path: Path) -> list[Run]:
-    return [Run(int(offset), int(size)) for offset, size in json.loads(path.read_text())]
+def read_runs(path: Path) -> list[Run]:
+    """Raises ValueError if they are none: pages in a row, in order."""
+    end, runs = 0, []
+    try:
+        for offset, size in json.loads(path.read_text()):
+            if type(offset) is not int or type(size) is not int or offset < end or size <= 0 or (offset | size) % _PAGE:
+                raise ValueError("runs of pages that are none")
+            end = offset + size
+            runs.append(Run(offset, size))
+    except (TypeError, RecursionError) as error:
+        raise ValueError(f"runs of pages that are none: {error}") from None
+    return runs
 
 
 def _digest(folder: Path) -> str:
