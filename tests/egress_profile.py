@@ -39,5 +39,6 @@ def configure(text: str) -> None:
 
 def audited(vm: str) -> list[dict[str, Any]]:
     """The audit log's egress events of a VM."""
-    events = map(json.loads, paths.audit_log().read_text().splitlines())
+    whole = paths.audit_log().read_text().rpartition("\n")[0]  # the last line may be half there
+    events = map(json.loads, whole.splitlines())
     return [event for event in events if event["event"] == "egress" and event["vm"] == vm]

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from guest_agent.frames import Kind
+from tests.conftest import wait_until
 from vm_kernel.errors import GuestProtocolError
 from vm_kernel.guest.channel import FrameStream
 from vm_kernel.guest.egress import Budget, Egress
@@ -53,6 +54,11 @@ class EgressHost:
     def wake(self) -> None:
         with suppress(BlockingIOError):
             os.write(self._writing, b"x")
+
+    def last_note(self, verdict: str) -> dict[str, Any]:
+        """The last note, when it is one of that verdict: the guest may hear of something before it is noted."""
+        wait_until(lambda: self.verdicts()[-1:] == [verdict], 60.0, f"a note {verdict!r}")
+        return self.notes[-1]
 
     def verdicts(self) -> list[str]:
         return [note["verdict"] for note in self.notes]

@@ -34,7 +34,8 @@ IDS = ("lease", "vm", "profile", "kernel_id", "client_pid", "uid")
 
 def events(vm: str | None = None, event: str | None = None) -> list[dict[str, Any]]:
     """What the audit log has, of that VM and of that kind."""
-    found = [json.loads(line) for line in paths.audit_log().read_text().splitlines()]
+    whole = paths.audit_log().read_text().rpartition("\n")[0]  # the last line may be half there
+    found = [json.loads(line) for line in whole.splitlines()]
     return [e for e in found if (vm is None or e.get("vm") == vm) and (event is None or e["event"] == event)]
 
 
