@@ -6,12 +6,13 @@ FUZZ_SECONDS := 150
 # never the caller's own environment
 unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
 
-.PHONY: help setup demo test coverage fuzz soak lab bench clean
+.PHONY: help setup demo test test-lab coverage fuzz soak lab bench clean
 
 help:
 	@echo "make demo    run a notebook inside a VM and show where it ran; the result is build/demo/quickstart.ipynb"
 	@echo "make lab     open JupyterLab with the kernel in its launcher; LAB_OPTIONS=... are options for it"
 	@echo "make test    run all checks and tests, on real VMs"
+	@echo "make test-lab   of these, the tests of KVM and vsock: in an emulated host that has both; RELEASE=trixie: Debian 13"
 	@echo "make coverage   the tests once more, measured: how much of vm_kernel they run, kernels and services included"
 	@echo "make fuzz    ten minutes of fuzzing of what reads a guest's bytes; FUZZ_SECONDS=... for each target"
 	@echo "make soak    300 sessions with random kills: nothing may be left; build/soak.png shows the service's memory"
@@ -31,6 +32,12 @@ test:
 	$(VENV)/ruff format --check
 	$(VENV)/mypy
 	$(VENV)/pytest
+
+# the same as in make test, by itself; the whole story is in build/lab.log, the figures in build/lab
+test-lab: export VM_KERNEL_LAB_RELEASE = $(or $(RELEASE),bookworm)
+test-lab:
+	@scripts/setup.sh lab test dev
+	$(VENV)/pytest tests/lab
 
 # Whoever is killed leaves no record, so the figure is a little lower than the truth. Everybody writes into the folder.
 coverage: export COVERAGE_FILE = $(CURDIR)/build/coverage/data

@@ -12,12 +12,12 @@ from vm_kernel import Sandbox
 CHANGED = "x = bytearray(b'a') * (20 << 20)"
 
 
-def measure_checkpoints(results: Results, rounds: int) -> None:
-    """All through the Python API, the pool quiet before each."""
-    asyncio.run(_measure(results, rounds))
+def measure_checkpoints(results: Results, rounds: int, forks: int | None = None) -> None:
+    """All through the Python API, the pool quiet before each. ``forks``: rounds of forks, half as many unless told."""
+    asyncio.run(_measure(results, rounds, max(1, rounds // 2) if forks is None else forks))
 
 
-async def _measure(results: Results, rounds: int) -> None:
+async def _measure(results: Results, rounds: int, forks: int) -> None:
     async with Sandbox() as box:
         await box.execute(CHANGED)
         for _ in range(rounds):
@@ -34,7 +34,7 @@ async def _measure(results: Results, rounds: int) -> None:
             await box.snapshots.restore("state")
             await box.execute("1 + 1")
             results.add("rollback", time.perf_counter() - begin)
-        for _ in range(max(1, rounds // 2)):
+        for _ in range(forks):
             await _quiet()
             begin = time.perf_counter()
             children = await box.fork(5)

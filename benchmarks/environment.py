@@ -40,14 +40,18 @@ c.PoolConfig.profiles = {{
 
 
 @contextmanager
-def place() -> Iterator[Path]:
-    """The folder of this run, in the environment of everything that is started. Stops the pool at the end."""
+def place(keep_golden: bool = False) -> Iterator[Path]:
+    """The folder of this run, in the environment of everything that is started. Stops the pool at the end.
+
+    keep_golden: take golden snapshots from where they are, instead of building this run's own.
+    """
     images = paths.images_dir()
     home = Path(tempfile.mkdtemp(prefix="vmk-bench-", dir="/tmp"))
     home.chmod(0o755)
     os.environ["VM_KERNEL_HOME"] = str(home)
     os.environ["VM_KERNEL_IMAGES"] = str(images)
-    os.environ.pop("VM_KERNEL_GOLDEN", None)
+    if not keep_golden:
+        os.environ.pop("VM_KERNEL_GOLDEN", None)
     for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
         folder = home / name.lower()
         folder.mkdir()

@@ -38,8 +38,8 @@ def show(results: Results, console: Console) -> None:
     console.print(table)
 
 
-def write(results: Results, status: dict[str, Any]) -> None:
-    """Write ``latest.json``. ``status`` is the pool service's: it knows accelerator, transport and versions."""
+def write(results: Results, status: dict[str, Any], target: Path) -> None:
+    """Write them to ``target``. ``status`` is the pool service's: it knows accelerator, transport and versions."""
     report = {
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": {
@@ -59,7 +59,7 @@ def write(results: Results, status: dict[str, Any]) -> None:
         },
         "results": {key: row.summary() for key, row in results.rows.items() if row.series},
     }
-    LATEST.write_text(json.dumps(report, indent=2) + "\n")
+    target.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def _cell(row: Row, side: str) -> str:

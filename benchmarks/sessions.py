@@ -19,22 +19,26 @@ TIMEOUT_S = 120.0
 PRINT_10_MB = "for _ in range(10_000):\n    print('x' * 999)"
 
 
-def measure_starts(results: Results, rounds: int) -> None:
-    """Launch, first result, restart: a fresh kernel each time, the two sides in turn and in changing order."""
+def measure_starts(results: Results, rounds: int, *, whole: bool = True) -> None:
+    """Launch, first result, restart: a fresh kernel each time, the two sides in turn and in changing order.
+
+    Unless ``whole``, starts as nbclient makes them, and by a client that waits for the port, are left out.
+    """
     for number in range(rounds + 1):
         for side in _order(number):
             wait_until_quiet()
-            quick = _start_and_restart(side)
-            wait_until_quiet()
-            ready = _start_as_nbclient(side)
-            wait_until_quiet()
-            opened = {"launch_to_info_open": _launch_to_open_port(side)}
+            seconds = _start_and_restart(side)
+            if whole:
+                wait_until_quiet()
+                seconds |= _start_as_nbclient(side)
+                wait_until_quiet()
+                seconds["launch_to_info_open"] = _launch_to_open_port(side)
             if number:  # the first round fills the page cache
-                for key, value in {**quick, **ready, **opened}.items():
+                for key, value in seconds.items():
                     results.add(key, 1000 * value, side)
 
 
-def measure_cells(results: Results, rounds: int, cells: int) -> None:
+def measure_cells(results: Results, rounds: int, cells: int, prints: int = 3) -> None:
     """Trivial cells and much output, in two kernels that run side by side."""
     with kernel(OURS) as ours, kernel(STOCK) as stock:
         clients = {OURS: ours[1], STOCK: stock[1]}
@@ -46,7 +50,7 @@ def measure_cells(results: Results, rounds: int, cells: int) -> None:
             for side in _order(number):
                 for _ in range(cells):
                     results.add("trivial_cell", 1000 * _timed_cell(clients[side], "1 + 1"), side)
-        for number in range(3):
+        for number in range(prints):
             for side in _order(number):
                 results.add("stdout_10mb", _timed_cell(clients[side], PRINT_10_MB, 10_000_000), side)
 

@@ -13,6 +13,7 @@ from guest_agent.frames import MAX_JSON_MESSAGE, PROTOCOL_VERSION, FrameError, K
 from vm_kernel.errors import CloneError, GuestProtocolError
 from vm_kernel.guest.channel import FrameStream
 from vm_kernel.guest.file_channel import printable
+from vm_kernel.guest.transport import suspicion
 
 ENTROPY_BYTES = 64
 #: nothing else is taken before a VM is leased: the pool service's memory is everybody's
@@ -35,7 +36,7 @@ def claim(sock: socket.socket, name: str, timeout_s: float = 30.0) -> Hello:
     """
     stream = _stream(sock)
     deadline = time.monotonic() + timeout_s
-    hello = check_hello(_expect(stream, Kind.HELLO, deadline))
+    hello = check_hello(_expect(stream, Kind.HELLO, deadline, suspicion(sock)))
     stream.send_json(Kind.UNIQUE, _identity(name))
     check_ready(_expect(stream, Kind.READY, deadline))
     ping(stream, deadline)
@@ -53,7 +54,7 @@ def reclaim(sock: socket.socket, name: str, *, same_session: bool, timeout_s: fl
     stream = _stream(sock)
     deadline = time.monotonic() + timeout_s
     stream.send_json(Kind.UNIQUE, _identity(name) | {"same_session": same_session})
-    check_ready(_expect(stream, Kind.READY, deadline))
+    check_ready(_expect(stream, Kind.READY, deadline, suspicion(sock)))
     if not stream.idle:
         raise GuestProtocolError("The guest sent more than it was asked for, before its VM was leased.")
 
@@ -122,8 +123,8 @@ def _wait(stream: FrameStream, timeout_s: float) -> None:
     poller.poll(1000 * timeout_s)
 
 
-def _expect(stream: FrameStream, kind: Kind, deadline: float) -> dict[str, Any]:
-    """The next message, which must be of that kind."""
+def _expect(stream: FrameStream, kind: Kind, deadline: float, suspected: str = "") -> dict[str, Any]:
+    """The next message, which must be of that kind. ``suspected`` goes behind the error if the stream ends."""
     while True:
         left = deadline - time.monotonic()
         if left <= 0:
@@ -133,7 +134,7 @@ def _expect(stream: FrameStream, kind: Kind, deadline: float) -> dict[str, Any]:
         try:
             messages = stream.receive()
         except EOFError:
-            raise CloneError(f"The guest closed its stream instead of sending {kind.name}.") from None
+            raise CloneError(f"The guest closed its stream instead of sending {kind.name}.{suspected}") from None
         if messages:
             break
     if len(messages) != 1 or messages[0][0] is not kind:

@@ -34,10 +34,10 @@ PACKAGES = (
     "unzip",
     "xz-utils",
 )
-_SOURCES = f"""\
-deb http://deb.debian.org/debian {RELEASE} main
-deb http://deb.debian.org/debian {RELEASE}-updates main
-deb http://deb.debian.org/debian-security {RELEASE}-security main
+_SOURCES = """\
+deb http://deb.debian.org/debian {release} main
+deb http://deb.debian.org/debian {release}-updates main
+deb http://deb.debian.org/debian-security {release}-security main
 """
 #: never unpacked: manuals and translations
 _DPKG_OPTIONS = (
@@ -113,12 +113,14 @@ def check_packages(packages: Sequence[str]) -> None:
             )
 
 
-def base_system(packages: Sequence[str], cache: Path, work: Path, progress: Progress) -> Base:
+def base_system(packages: Sequence[str], cache: Path, work: Path, progress: Progress, release: str = RELEASE) -> Base:
     """A base system with PACKAGES and ``packages``, from the cache or new. ``work`` is the build's own folder.
 
-    The builder calls it. Raises ImageError if Debian's archive cannot be reached or has no such package.
+    The builder calls it, and that of the tests' lab host. Raises ImageError if Debian's archive cannot be reached or
+    has no such package.
     """
-    recipe = [RELEASE, _SOURCES, _MERGED_USR, *_DPKG_OPTIONS, *sorted({*PACKAGES, *packages})]
+    sources = _SOURCES.format(release=release)
+    recipe = [release, sources, _MERGED_USR, *_DPKG_OPTIONS, *sorted({*PACKAGES, *packages})]
     key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
     base = Base(cache / f"debian-{key}")
     if _fresh(base):
@@ -128,7 +130,7 @@ def base_system(packages: Sequence[str], cache: Path, work: Path, progress: Prog
     made = work / "debian"
     made.mkdir()
     (work / "debs").mkdir()
-    _bootstrap(sorted({*PACKAGES, *packages}), made / "root.tar", work, progress)
+    _bootstrap(release, sources, sorted({*PACKAGES, *packages}), made / "root.tar", work, progress)
     _unpack_kernel(work, made)
     shutil.rmtree(base.folder, ignore_errors=True)
     cache.mkdir(exist_ok=True)
@@ -167,7 +169,7 @@ def _prune(cache: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _bootstrap(packages: list[str], tarball: Path, work: Path, progress: Progress) -> None:
+def _bootstrap(release: str, sources: str, packages: list[str], tarball: Path, work: Path, progress: Progress) -> None:
     hook = work / "download.sh"
     hook.write_text(_DOWNLOAD_HOOK)
 
@@ -180,19 +182,19 @@ def _bootstrap(packages: list[str], tarball: Path, work: Path, progress: Progres
     command = ["mmdebstrap", "--mode=root", "--variant=minbase", "--format=tar", _MERGED_USR]
     command += [f"--include={','.join(packages)}"]
     command += [f"--dpkgopt={option}" for option in _DPKG_OPTIONS]
-    command += [f"--customize-hook=sh {hook}", RELEASE, str(tarball), "-"]
+    command += [f"--customize-hook=sh {hook}", release, str(tarball), "-"]
     try:
-        namespace.run(command, on_line, stdin=_SOURCES, folder=work)
+        namespace.run(command, on_line, stdin=sources, folder=work)
     except namespace.CommandFailed as error:
-        raise _explained(error) from None
+        raise _explained(error, release) from None
 
 
-def _explained(error: namespace.CommandFailed) -> ImageError:
+def _explained(error: namespace.CommandFailed, release: str) -> ImageError:
     missing = re.findall(r"Unable to locate package (\S+)", error.output)
     missing += re.findall(r"Version '\S+' for '(\S+)' was not found", error.output)
     if missing:
         return ImageError(
-            f"Debian {RELEASE} has no package {', '.join(sorted(set(missing)))}.",
+            f"Debian {release} has no package {', '.join(sorted(set(missing)))}.",
             "Look for the right name on packages.debian.org, then give that to --apt.",
         )
     if re.search(r"Temporary failure resolving|Could not connect|Failed to fetch|Could not resolve", error.output):
@@ -212,10 +214,16 @@ def _unpack_kernel(work: Path, made: Path) -> None:
     version = kernel.name.removeprefix("vmlinuz-")
     (made / "kernel-version").write_text(f"{version}\n")
     (made / "vmlinux").write_bytes(uncompressed(kernel.read_bytes()))
-    (unpacked / "bin/busybox").rename(made / "busybox")
-    modules = unpacked / "lib/modules" / version
+    # below /usr since Debian 13
+    top = unpacked if (unpacked / "bin").exists() else unpacked / "usr"
+    (top / "bin/busybox").rename(made / "busybox")
+    top = unpacked if (unpacked / "lib/modules").exists() else unpacked / "usr"
+    modules = top / "lib/modules" / version
     for unused in ("drivers/gpu", "drivers/media", "drivers/net", "sound", "drivers/scsi", "drivers/infiniband"):
         shutil.rmtree(modules / "kernel" / unused, ignore_errors=True)
+    for packed in modules.rglob("*.ko.xz"):  # since Debian 13
+        packed.with_suffix("").write_bytes(lzma.decompress(packed.read_bytes()))
+        packed.unlink()
     modules.rename(made / "modules")
     shutil.rmtree(unpacked)
     shutil.rmtree(work / "debs")

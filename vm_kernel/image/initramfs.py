@@ -78,7 +78,7 @@ def base_archive(busybox: bytes, modules: Path) -> bytes:
 
     Called by the builder. Raises ImageError if a module is neither there nor built in.
     """
-    files = module_files(modules)
+    files = module_files(modules, MODULES)
     order = "".join(f"{path.name}\n" for path in files)
     return cpio(
         [
@@ -92,8 +92,8 @@ def base_archive(busybox: bytes, modules: Path) -> bytes:
     )
 
 
-def module_files(modules: Path) -> list[Path]:
-    """The files of MODULES and of what they depend on, in an order in which they can be loaded."""
+def module_files(modules: Path, names: Iterable[str]) -> list[Path]:
+    """The files of the modules of those names and of what they depend on, in an order in which they can be loaded."""
     by_name = {path.stem.replace("-", "_"): path for path in modules.rglob("*.ko")}
     builtin = (modules / "modules.builtin").read_text().splitlines()
     built_in = {Path(line).stem.replace("-", "_") for line in builtin}
@@ -108,7 +108,7 @@ def module_files(modules: Path) -> list[Path]:
             add(needed)
         ordered[name] = by_name[name]
 
-    for name in MODULES:
+    for name in names:
         add(name)
     return list(ordered.values())
 

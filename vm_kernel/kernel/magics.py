@@ -89,7 +89,7 @@ def render_vm(vm: VMFacts) -> dict[str, str]:
         ("VM", vm.name),
         ("profile", vm.profile),
         ("accelerator", _with_reason(vm.accelerator, vm.accelerator_reason)),
-        ("transport", vm.transport),
+        ("transport", vm.transport if vm.cid is None else f"{vm.transport}, CID {vm.cid}"),
         ("memory", f"{vm.memory_mib} MiB"),
         ("virtual CPUs", vm.vcpus),
         ("image", f"{vm.image} ({str(vm.image_digest)[:12]})"),

@@ -203,6 +203,8 @@ def _connected(machine: Machine, greet: Callable[[socket.socket], object]) -> Wa
         stream = connect(machine.channel_path, machine.cid)
         try:
             greet(stream)
+            if not machine.alive:  # its CID may belong to somebody else's VM by now, and so may the stream
+                raise CloneError(f"{machine.name} ended while it was made.")
         except BaseException:
             stream.close()
             raise

@@ -34,6 +34,7 @@ def facts_of(vm: PooledVM, pool: ProfilePool, factory: VMFactory) -> VMFacts:
         qemu_version=factory.qemu_version,
         libvirt_version=factory.libvirt_version,
         warm_ms=vm.warm_ms,
+        cid=vm.machine.cid if vm.machine is not None else None,
         output_stall_s=pool.config.output_stall_s,
         audit_code=pool.config.audit_code,
         files=files,

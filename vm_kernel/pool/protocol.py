@@ -59,6 +59,8 @@ class VMFacts(NamedTuple):
     libvirt_version: str
     warm_ms: float
     acquire_ms: float = 0.0
+    #: vsock context id; None over virtio-serial
+    cid: int | None = None
     #: PoolConfig.output_stall_s, for the kernel process, which reads no configuration
     output_stall_s: float = 30.0
     #: PoolConfig.audit_code
