@@ -57,7 +57,7 @@ def run(
     *,
     release: str = "bookworm",
     vcpus: int = 2,
-    timeout_s: float = 1200.0,
+    timeout_s: float = 1800.0,
     say: Callable[[str], None] = print,
 ) -> Run:
     """Carry out ``command`` in the lab, in the project's folder, as the user ``lab``.

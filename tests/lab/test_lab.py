@@ -15,7 +15,7 @@ from tests.lab.conftest import Lab
 from tests.lab.suite import CHOSEN
 
 
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(2000)
 def test_the_tests_inside_pass(lab: Lab) -> None:
     suite = ElementTree.parse(lab.results() / "junit.xml").getroot()
     cases = list(suite.iter("testcase"))
@@ -30,7 +30,7 @@ def test_the_tests_inside_pass(lab: Lab) -> None:
     assert lab.process.returncode == 0
 
 
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(2000)
 def test_its_figures_are_of_kvm_and_vsock_beside_ipykernel(lab: Lab) -> None:
     report = json.loads((lab.results() / "benchmarks.json").read_text())
     assert report["accelerator"]["kind"] == "kvm"
@@ -41,7 +41,7 @@ def test_its_figures_are_of_kvm_and_vsock_beside_ipykernel(lab: Lab) -> None:
         assert report["results"][key]["vm-sandbox"]["p50"] > 0, key
 
 
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(2000)
 def test_nothing_is_left_in_the_lab(lab: Lab) -> None:
     left = Path(lab.results() / "processes-left").read_text()
     assert "qemu" not in left
