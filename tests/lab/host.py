@@ -34,7 +34,7 @@ _GOLDEN_BYTES = 6 << 30
 #: its registers and panics, or spins. That says nothing about what is tested in it, so it is booted again.
 _ATTEMPTS = 3
 #: seconds without a line on the console after which the lab host is taken for stuck; a test says when it begins
-_SILENCE_S = 240.0
+_SILENCE_S = 330.0
 _FILE_SYSTEM_ID = "0f5cf0a6-3f0e-4d5d-8d0a-6c6162686f73"
 
 
