@@ -32,12 +32,12 @@ class Lab:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The lab's tests come last: until then it works beside the others."""
-    items.sort(key=lambda item: "lab" in item.fixturenames if isinstance(item, pytest.Function) else False)
+    items.sort(key=lambda item: "lab_host" in item.fixturenames if isinstance(item, pytest.Function) else False)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Begin."""
-    wanted = any(isinstance(item, pytest.Function) and "lab" in item.fixturenames for item in session.items)
+    wanted = any(isinstance(item, pytest.Function) and "lab_host" in item.fixturenames for item in session.items)
     if wanted and not session.config.option.collectonly:
         (PROJECT / "build").mkdir(exist_ok=True)
         log = PROJECT / "build" / "lab.log"
@@ -56,6 +56,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 @pytest.fixture(scope="session")
-def lab(request: pytest.FixtureRequest) -> Lab:
+def lab_host(request: pytest.FixtureRequest) -> Lab:
     """The lab host of this run."""
     return request.config.stash[_LAB]

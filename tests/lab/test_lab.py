@@ -16,8 +16,8 @@ from tests.lab.suite import CHOSEN
 
 
 @pytest.mark.timeout(2000)
-def test_the_tests_inside_pass(lab: Lab) -> None:
-    suite = ElementTree.parse(lab.results() / "junit.xml").getroot()
+def test_the_tests_inside_pass(lab_host: Lab) -> None:
+    suite = ElementTree.parse(lab_host.results() / "junit.xml").getroot()
     cases = list(suite.iter("testcase"))
     bad = {
         f"{case.get('classname')}::{case.get('name')}": outcome.get("message")
@@ -25,14 +25,14 @@ def test_the_tests_inside_pass(lab: Lab) -> None:
         for outcome in case
         if outcome.tag in ("failure", "error", "skipped")
     }
-    assert not bad, f"{lab.log} has the whole story"
+    assert not bad, f"{lab_host.log} has the whole story"
     assert len(cases) >= len(CHOSEN)
-    assert lab.process.returncode == 0
+    assert lab_host.process.returncode == 0
 
 
 @pytest.mark.timeout(2000)
-def test_its_figures_are_of_kvm_and_vsock_beside_ipykernel(lab: Lab) -> None:
-    report = json.loads((lab.results() / "benchmarks.json").read_text())
+def test_its_figures_are_of_kvm_and_vsock_beside_ipykernel(lab_host: Lab) -> None:
+    report = json.loads((lab_host.results() / "benchmarks.json").read_text())
     assert report["accelerator"]["kind"] == "kvm"
     assert report["transport"]["kind"] == "vsock"
     for key in ("cell_whole", "completion_whole", "start_to_result", "restart_to_info", "stdout_10mb"):
@@ -42,7 +42,7 @@ def test_its_figures_are_of_kvm_and_vsock_beside_ipykernel(lab: Lab) -> None:
 
 
 @pytest.mark.timeout(2000)
-def test_nothing_is_left_in_the_lab(lab: Lab) -> None:
-    left = Path(lab.results() / "processes-left").read_text()
+def test_nothing_is_left_in_the_lab(lab_host: Lab) -> None:
+    left = Path(lab_host.results() / "processes-left").read_text()
     assert "qemu" not in left
     assert "vm_kernel" not in left
