@@ -44,6 +44,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         with log.open("wb") as file:
             release = os.environ.get("VM_KERNEL_LAB_RELEASE", "bookworm")
             command = [sys.executable, "-m", "tests.lab", "--release", release, "--results", str(RESULTS)]
+            # the lab does not outlive this process, however that ends
+            command = ["setpriv", "--pdeathsig", "TERM", *command]
             process = subprocess.Popen(command, cwd=PROJECT, stdout=file, stderr=subprocess.STDOUT)
         session.config.stash[_LAB] = Lab(process, log)
 

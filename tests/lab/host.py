@@ -20,10 +20,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.lab.emulator import emulator
 from tests.lab.image import HERE, PROJECT, RELEASES, LabImage, lab_image
 from vm_kernel.image import initramfs, namespace
 from vm_kernel.image.store import open_image
-from vm_kernel.vm.host import qemu_binary
 
 #: XSAVES and PCID are what nested guests stumble over in QEMU's emulation of SVM
 _CPU = "EPYC-Milan,+svm,-xsaves,-pcid"
@@ -69,6 +69,7 @@ def run(
     assert release in RELEASES
     began = time.monotonic()
     image = lab_image(release, say)
+    qemu = emulator(image.folder.parent, say)
     built = time.monotonic()
     for attempt in range(1, _ATTEMPTS + 1):
         begun = time.monotonic()
@@ -76,7 +77,7 @@ def run(
             with tempfile.TemporaryDirectory(prefix="vmk-lab-") as name:
                 disks = _disks(Path(name), image, command)
                 with _golden_disk(image.folder, Path(name)) as golden:
-                    _boot(Path(name), image, [*disks, golden], vcpus, timeout_s, say)
+                    _boot(qemu, Path(name), image, [*disks, golden], vcpus, timeout_s, say)
                 status = _unpack(disks[3], results)
             break
         except LabCrashed as error:
@@ -154,13 +155,19 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 def _boot(
-    folder: Path, image: LabImage, disks: list[Path], vcpus: int, timeout_s: float, say: Callable[[str], None]
+    qemu: list[str],
+    folder: Path,
+    image: LabImage,
+    disks: list[Path],
+    vcpus: int,
+    timeout_s: float,
+    say: Callable[[str], None],
 ) -> None:
     initrd = folder / "initrd"
     init = initramfs.cpio([initramfs.file("init", (HERE / "init.sh").read_bytes(), 0o755)])
     initrd.write_bytes(image.initrd.read_bytes() + init)
     command = [
-        str(qemu_binary()), "-accel", "tcg,thread=multi,tb-size=512", "-machine", "pc,usb=off,hpet=off", "-cpu", _CPU,
+        *qemu, "-accel", "tcg,thread=multi,tb-size=512", "-machine", "pc,usb=off,hpet=off", "-cpu", _CPU,
         "-smp", str(vcpus), "-m", str(_MEMORY_MIB), "-no-user-config", "-nodefaults", "-display", "none", "-no-reboot",
         "-serial", "stdio", "-kernel", str(image.kernel), "-initrd", str(initrd),
         "-append", "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable nowatchdog audit=0",

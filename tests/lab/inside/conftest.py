@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -17,8 +18,11 @@ if not os.environ.get("VM_KERNEL_LAB"):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def golden(vm_home: Path) -> None:
-    """The first test of a cold run would wait for the golden snapshot longer than a lease may take."""
+def golden(vm_home: Path) -> Iterator[None]:
+    """The first test of a cold run would wait for the golden snapshot longer than a lease may take.
+
+    The pool's log comes out of the lab with the results.
+    """
     connection = PoolConnection.open()
     deadline = time.monotonic() + 400
     while True:
@@ -28,6 +32,8 @@ def golden(vm_home: Path) -> None:
         assert time.monotonic() < deadline, profile
         time.sleep(1)
     connection.close()
+    yield
+    shutil.copytree(vm_home / "log", "/results/log")
 
 
 @pytest.fixture

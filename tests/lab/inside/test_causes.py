@@ -46,7 +46,8 @@ def test_the_doctor_and_the_pool_name_cause_and_remedy(
     as_root(command)
     told = subprocess.run(["vm-kernel", "doctor", "--json"], capture_output=True, text=True, check=False)
     (found,) = (entry for entry in json.loads(told.stdout)["checks"] if entry["name"] == check)
-    assert found["level"] == "warn"
+    # a virtio port serves as well as vsock, so the doctor only says what it would take
+    assert found["level"] == ("warn" if check == "accelerator" else "ok")
     assert cause in found["summary"]
     assert remedy in found["hint"]
 

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,22 +28,27 @@ from vm_kernel.pool.client import Lease, PoolConnection
 #: linux/vhost.h: VHOST_VSOCK_SET_GUEST_CID
 _SET_GUEST_CID = 0x4008AF60
 
-#: connects to CIDs (its arguments) again and again, and keeps what it gets: a line for each VM that it was served by
+#: waits at every CID that a VM may get, and keeps what it gets: a line for each VM that it came first to
 INTRUDER = f"""
-import socket, sys
-kept = {{}}
-print("begun", flush=True)
-while True:
-    for cid in map(int, sys.argv[1:]):
+import socket, threading, time
+kept = []
+
+def wait_at(cid):
+    while True:
         sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
-        sock.settimeout(2.0)
+        sock.settimeout(30)
         try:
+            # to a VM that does not run yet this waits, and is the first that it hears of when it does
             sock.connect((cid, {VSOCK_PORT}))
-            if sock.recv(8):
-                kept[sock] = cid
-                print("served by", cid, flush=True)
+            kept.append(sock)
+            print("came first to", cid, flush=True)
         except OSError:
-            sock.close()
+            pass
+        time.sleep(0.1)
+
+for cid in range(3, 13):
+    threading.Thread(target=wait_at, args=(cid,)).start()
+print("begun", flush=True)
 """
 
 
@@ -66,45 +72,37 @@ def test_a_second_process_is_refused_and_the_session_goes_on(lease: Lease, stran
 
 
 def test_a_process_that_comes_first_costs_the_vm_and_nobody_is_given_it(
-    vm_home: Path, pool: PoolConnection, connections: list[PoolConnection]
+    vm_home: Path, pool: PoolConnection, connections: list[PoolConnection], tmp_path: Path
 ) -> None:
+    def take() -> None:
+        # the pool makes new VMs, which the intruder is there first to greet, until it gives up
+        with suppress(VMKernelError):
+            connections.append(PoolConnection.open())
+            assert GuestSession(connections[-1].acquire()).value("6 * 7") == 42, "a VM that is handed out is one's own"
+
     failures = pool.status()["totals"]["failures"]
-    # libvirt gives the lowest that is free, and the kernel gives none twice; so it is known where to lie in wait
-    used = {guest_cid(process.pid) for process in qemus(vm_home)}
-    targets = [str(cid) for cid in range(3, 40) if cid not in used][:2]
-    intruder = subprocess.Popen(
-        ["sudo", "-u", "neighbour", sys.executable, "-c", INTRUDER, *targets], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert intruder.stdout is not None
-        assert intruder.stdout.readline() == "begun\n"
-        served: set[int] = set()
-        deadline = time.monotonic() + 240
-        while not served:
-            assert time.monotonic() < deadline, "the intruder never came first"
-            # the pool makes new VMs, which the intruder is there first to greet, sooner or later
-            with suppress(VMKernelError):
-                connections.append(PoolConnection.open())
-                lease = connections[-1].acquire()
-                assert GuestSession(lease).value("6 * 7") == 42, "a VM that is handed out is one's own"
-                connections.pop().close()
-            os.set_blocking(intruder.stdout.fileno(), False)
-            served |= {int(line.split()[-1]) for line in iter(intruder.stdout.readline, "") if "served" in line}
-        wait_until(lambda: pool.status()["totals"]["failures"] > failures, 120.0, "the pool notices")
-    finally:
-        subprocess.run(["sudo", "pkill", "-KILL", "-u", "neighbour"], check=False)
-        intruder.wait()
+    said = tmp_path / "said"
+    with said.open("w") as file, ThreadPoolExecutor(1) as executor:
+        intruder = subprocess.Popen(["sudo", "-u", "neighbour", sys.executable, "-c", INTRUDER], stdout=file)
+        try:
+            wait_until(lambda: "begun" in said.read_text(), 60.0, "the intruder lies in wait")
+            taken = executor.submit(take)
+            wait_until(lambda: pool.status()["totals"]["failures"] > failures, 150.0, "the pool notices")
+            assert "came first to" in said.read_text()
+        finally:
+            subprocess.run(["sudo", "pkill", "-KILL", "-u", "neighbour"], check=False)
+            intruder.wait()
+        taken.result(120)
     connection = PoolConnection.open()
     connections.append(connection)
     assert GuestSession(connection.acquire()).value("6 * 7") == 42
-    log = (vm_home / "log" / "pool.log").read_text()
-    assert "may have come first" in log
-    known = {vm["pid"] for vm in pool.status()["vms"]}
-    wait_until(
-        lambda: all(process.pid in known | {vm["pid"] for vm in pool.status()["vms"]} for process in qemus(vm_home)),
-        60.0,
-        "no VM is left that the pool does not know",
-    )
+    assert "may have come first" in (vm_home / "log" / "pool.log").read_text()
+
+    def known() -> int:
+        status = pool.status()
+        return len(status["vms"]) + sum(profile["prepared"] for profile in status["profiles"])
+
+    wait_until(lambda: len(qemus(vm_home)) == known(), 60.0, "no VM is left that the pool does not know")
 
 
 def test_cids_of_others_are_left_alone(vm_home: Path, connections: list[PoolConnection]) -> None:
@@ -149,22 +147,28 @@ def test_two_pools_do_not_get_in_each_others_way(
 
 
 async def test_a_guest_that_connects_to_the_host_finds_nobody(warm_pool: None) -> None:
+    seen_port = 7777
+    ports = [VSOCK_PORT, 1, 22, 111, 1024, 1234, 5000, seen_port, 9999, 16509, 0xFFFFFFFE]
     code = f"""
 import socket
-found = []
-for cid in (socket.VMADDR_CID_HOST, 0):
-    for port in [{VSOCK_PORT}, 1, 22, 111, 1024, 1234, 5000, 9999, 16509, 0xfffffffe]:
-        with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as sock:
-            sock.settimeout(5)
-            try:
-                sock.connect((cid, port))
-                found.append((cid, port))
-            except OSError:
-                pass
-print(found)
+from concurrent.futures import ThreadPoolExecutor
+
+def answers(address):
+    with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as sock:
+        sock.settimeout(5)
+        return sock.connect_ex(address) == 0
+
+addresses = [(cid, port) for cid in (socket.VMADDR_CID_HOST, 0) for port in {ports}]
+with ThreadPoolExecutor(len(addresses)) as executor:
+    print([address for address, found in zip(addresses, executor.map(answers, addresses)) if found])
 """
     async with Sandbox() as box, Sandbox() as other:
         assert (await box.execute(code)).stdout == "[]\n"
+        with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as listener:
+            listener.bind((socket.VMADDR_CID_ANY, seen_port))
+            listener.listen()
+            # whoever listens on vsock on the host serves all guests: nothing of ours does
+            assert (await box.execute(code)).stdout == f"[({socket.VMADDR_CID_HOST}, {seen_port})]\n"
         # and guests do not reach each other
         assert other.vm is not None
         attempt = code.replace("(socket.VMADDR_CID_HOST, 0)", f"({other.vm.cid},)")
