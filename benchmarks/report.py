@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.samples import OURS, STOCK, Results, Row
+from vm_kernel import __version__
 
 LATEST = Path(__file__).with_name("latest.json")
 
@@ -55,7 +56,8 @@ def write(results: Results, status: dict[str, Any], target: Path) -> None:
             "python": platform.python_version(),
             "qemu": status["qemu_version"],
             "libvirt": status["libvirt_version"],
-            **{name: version(name) for name in ("vm-kernel", "ipykernel", "jupyter-client", "pyzmq")},
+            "vm-kernel": __version__,
+            **{name: version(name) for name in ("ipykernel", "jupyter-client", "pyzmq")},
         },
         "results": {key: row.summary() for key, row in results.rows.items() if row.series},
     }
