@@ -1,12 +1,11 @@
 """The QEMU that emulates the lab host's processor: one of version 10, whatever the machine has.
 
 QEMU 7.2 now and then delivers an interrupt right after a guest's exit, before KVM has its own registers back: the lab
-host's kernel then faults on every access to its per-CPU data, and panics. Seen in two of three runs of the whole suite.
+host's kernel then faults on every access to its per-CPU data, and panics. Two of three boots did; one trace says this.
 """
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -51,4 +50,4 @@ def _unpack(store: Path, target: Path) -> None:
         namespace.run_plainly(unpack, folder=work)
         root.rename(target)
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        namespace.remove_tree(work)
