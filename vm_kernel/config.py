@@ -21,6 +21,7 @@ CONFIG_FILE = "vm_kernel_config.py"
 ACCELERATORS = ("auto", "kvm", "tcg")
 TRANSPORTS = ("auto", "vsock", "virtio-serial")
 FILE_RULES = ("off", "get", "both")
+OUTPUT_POLICIES = ("isolated", "static", "trusted")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Profile:
     max_vms: int
     ttl_s: float
     files: str
+    outputs: str
     allow: list[str]
     allow_private: list[str]
 
@@ -61,7 +63,7 @@ class PoolConfig(EgressSettings):
     ).tag(config=True)
     profiles = Dict(
         help="More profiles by name; each may set image, memory_mib, vcpus, min_warm, max_vms, ttl_s, files, "
-        "allow, allow_private. What it leaves out is as above. The profile 'default' is always there.",
+        "outputs, allow, allow_private. What it leaves out is as above. The profile 'default' is always there.",
     ).tag(config=True)
     files = Enum(
         FILE_RULES,
@@ -69,6 +71,13 @@ class PoolConfig(EgressSettings):
         help="What notebooks may do with the files below their own folder on the host. off: nothing. get: %vm_get may "
         "add files. both: %vm_put may read files, too. For notebooks that you trust: a notebook that you did not write "
         "could plant a numpy.py beside itself, or show somebody your data.",
+    ).tag(config=True)
+    outputs = Enum(
+        OUTPUT_POLICIES,
+        "isolated",
+        help="What of a VM's output reaches the browser. isolated: HTML is sanitised, or shown in a sandboxed frame with "
+        "its scripts; widgets are ipywidgets' own. static: text and pictures. trusted: everything as it is, with all "
+        "the rights that it has in the notebook server's page: for code of your own. Also for each profile.",
     ).tag(config=True)
     prepared = Int(
         1,
@@ -178,6 +187,7 @@ class PoolConfig(EgressSettings):
             "max_vms": self.max_vms,
             "ttl_s": self.ttl_s,
             "files": self.files,
+            "outputs": self.outputs,
             "allow": self.allow,
             "allow_private": self.allow_private,
         }
@@ -210,6 +220,7 @@ class Checked(HasTraits):
     max_vms = Int(1, min=1, max=10000)
     ttl_s = Float(0.0, min=0.0)
     files = Enum(FILE_RULES)
+    outputs = Enum(OUTPUT_POLICIES)
     allow = NameList("allow")
     allow_private = NameList("allow_private")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from guest_agent.frames import JUPYTER_KINDS, FrameError, Kind, decode_json, unpack_parts
@@ -16,6 +17,7 @@ from vm_kernel.guest.messages import GuestMessage, WireError, parse_guest
 from vm_kernel.kernel.answers import abort, refuse
 from vm_kernel.kernel.evaluations import Evaluations
 from vm_kernel.kernel.hostcells import HostCell, HostMagic, Markers
+from vm_kernel.kernel.info import kernel_info
 from vm_kernel.kernel.outlet import Outlet
 from vm_kernel.kernel.refusals import Refusals
 from vm_kernel.kernel.requests import Request, Requests
@@ -24,6 +26,7 @@ from vm_kernel.kernel.wire import FROM_GUEST_IOPUB, Message
 
 if TYPE_CHECKING:
     from vm_kernel.guest.channel import FrameStream
+    from vm_kernel.kernel.gate import Gate
     from vm_kernel.pool.client import Lease
 
 _CHANNEL_KINDS = {"shell": Kind.SHELL, "control": Kind.CONTROL, "stdin": Kind.STDIN}
@@ -38,6 +41,8 @@ MAX_HELD = 8 * 1024 * 1024
 #: input() in cells: questions that may wait for their client, and bytes of one. ZeroMQ bounds neither
 MAX_QUESTIONS = 100
 MAX_QUESTION = 64 * 1024
+#: bytes that wait for the guest, beyond which it is not told any more that a comm of its own is closed
+MAX_CLOSES = 1 << 20
 
 
 class PendingInterrupt(NamedTuple):
@@ -66,6 +71,13 @@ class GuestSide:
         self._refusals = Refusals("guest")
         self._ledger = Ledger(tenancy.note)
 
+    @cached_property
+    def _gate(self) -> Gate:
+        """Made, and imported, when the guest has something to say: a kernel's first answer does not wait for it."""
+        from vm_kernel.kernel.gate import Gate
+
+        return Gate(self._close_comm, lambda: kernel_info(self._tenancy.profile, self._gate.policy))
+
     # ---- to the guest
 
     def send(self, channel: str, identities: list[bytes], parts: list[bytes]) -> None:
@@ -87,6 +99,8 @@ class GuestSide:
             self._questions = 0
             self._ledger.keep_code = vm is not None and vm.audit_code
             self._ledger.sent(request.msg_id, request.content.get("code"))
+        elif request.msg_type == "comm_open":
+            self._gate.client_opens(request.content)
         self.send(request.channel, request.identities, request.parts)
 
     def send_marker(self, request: Request, magic: HostMagic) -> None:
@@ -102,6 +116,12 @@ class GuestSide:
         In the name of the client whose cell comes next: only what goes over one connection stays in order.
         """
         self.send(request.channel, request.identities, self._markers.make_up(count))
+
+    def _close_comm(self, comm_id: str) -> None:
+        """Tell the guest that nobody is at the other end of a comm that it has opened."""
+        stream = self._tenancy.stream
+        if stream is not None and stream.queued_bytes < MAX_CLOSES:
+            self.send("shell", [], self._markers.close_comm(comm_id))
 
     def interrupt(self, request: Request | None) -> None:
         """Interrupt what runs in the guest; ``request`` is answered when that has been done."""
@@ -129,6 +149,7 @@ class GuestSide:
         for pending in self._interrupts.values():
             self._confirm(pending)
         self._ledger.vm_ended()
+        self.__dict__.pop("_gate", None)  # no comm of before is open
         self._received.clear()
         self._held_bytes = 0
         self.evaluations.forget()
@@ -212,6 +233,8 @@ class GuestSide:
             self._refusals.note("nobody waits for it", channel=kind.name.lower())
 
     def _jupyter_message(self, kind: Kind, message: GuestMessage) -> None:
+        if self._tenancy.vm is not None:
+            self._gate.policy = self._tenancy.vm.outputs
         cell = self._markers.find(message.parent_id)
         if cell is not None:
             self._of_marker(cell, kind, message)
@@ -227,8 +250,10 @@ class GuestSide:
             state = message.content.get("execution_state")
             if state not in ("busy", "idle") or (parent is not None and parent.idle):
                 raise WireError("a status that is out of place")
-        self._outlet.relay_iopub(message, parent)
         self._ledger.published(message)
+        shown = self._gate.published(message)
+        if shown is not None:
+            self._outlet.relay_iopub(shown, parent)
 
     def _answered(self, kind: Kind, message: GuestMessage, request: Request | None) -> None:
         if request is None or request.replied or not request.wants_reply:
@@ -237,7 +262,7 @@ class GuestSide:
             self._check_question(message, request)
             self._outlet.relay_input_request(message, request)
         elif kind is _CHANNEL_KINDS[request.channel] and message.msg_type == request.reply_type:
-            self._outlet.relay_reply(message, request)
+            self._outlet.relay_reply(self._gate.replied(message), request)
             self._ledger.replied(message)
         else:
             raise WireError(f"a {message.msg_type[:60]!r} to a {request.msg_type}")

@@ -103,6 +103,12 @@ class Markers:
         """
         return self._message(HostCell(None, None), _OWN_HEADER, "comm_info_request", {})
 
+    def close_comm(self, comm_id: str) -> list[bytes]:
+        """A comm_close in the name of a front end that does not know what the guest has opened."""
+        cell = HostCell(None, None)
+        cell.replied = True  # comm messages have no reply
+        return self._message(cell, _OWN_HEADER, "comm_close", {"comm_id": comm_id, "data": {}})
+
     def find(self, msg_id: str) -> HostCell | None:
         """The host cell that stands behind a message id."""
         return self._cells.get(msg_id)

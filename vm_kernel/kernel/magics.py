@@ -98,6 +98,7 @@ def render_vm(vm: VMFacts) -> dict[str, str]:
         ("from clone to warm", ms(vm.warm_ms)),
         ("acquired in", ms(vm.acquire_ms)),
         ("network", _network(vm.egress["allow"] if vm.egress else [])),
+        ("output policy", vm.outputs),
         ("QEMU, libvirt", f"{vm.qemu_version}, {vm.libvirt_version}"),
     ]
     return _rendered([("", ("", ""), rows)])

@@ -117,8 +117,8 @@ class Signer:
 
 
 def to_json(value: Any) -> bytes:
-    """Compact JSON."""
-    return json.dumps(value, separators=(",", ":")).encode()
+    """Compact JSON. Raises ValueError for a number that JSON cannot have: 1e999 in a guest's JSON becomes infinity."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
 
 
 def parse_client(frames: list[bytes], signer: Signer, channel: str) -> Message:

@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -190,11 +191,22 @@ class VMFactory:
             "image": image.name,
             "accelerator": self.accelerator.kind,
             "transport": self.transport.kind,
+            "outputs": profile.outputs,
         }
-        target = paths.profile_facts(profile.name)
-        new = target.with_suffix(".new")
-        new.write_text(json.dumps(facts))
-        new.replace(target)
+        _write_facts(profile.name, facts)
+
+
+def publish_policy(profile: Profile) -> None:
+    """Tell the same when the profile's output policy may have changed."""
+    with suppress(FileNotFoundError):
+        _write_facts(profile.name, json.loads(paths.profile_facts(profile.name).read_text()) | {"outputs": profile.outputs})
+
+
+def _write_facts(name: str, facts: dict[str, Any]) -> None:
+    target = paths.profile_facts(name)
+    new = target.with_suffix(".new")
+    new.write_text(json.dumps(facts))
+    new.replace(target)
 
 
 def _connected(machine: Machine, greet: Callable[[socket.socket], object]) -> WarmMachine:

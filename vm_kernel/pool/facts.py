@@ -19,7 +19,7 @@ def facts_of(vm: PooledVM, pool: ProfilePool, factory: VMFactory) -> VMFacts:
     source = vm.source
     assert source is not None
     spec = source.golden.spec
-    files, egress = _permissions(pool)
+    files, outputs, egress = _permissions(pool)
     return VMFacts(
         name=vm.name,
         profile=vm.profile,
@@ -38,13 +38,14 @@ def facts_of(vm: PooledVM, pool: ProfilePool, factory: VMFactory) -> VMFacts:
         output_stall_s=pool.config.output_stall_s,
         audit_code=pool.config.audit_code,
         files=files,
+        outputs=outputs,
         egress=egress._asdict() if egress is not None else None,
         accelerator_reason=factory.accelerator.reason if factory.accelerator else "",
     )
 
 
-def _permissions(pool: ProfilePool) -> tuple[str, Egress | None]:
+def _permissions(pool: ProfilePool) -> tuple[str, str, Egress | None]:
     """What holds now, whenever the VM was made; of a profile that is no longer configured: nothing is allowed."""
     if isinstance(pool.ending, UnknownProfile):
-        return "off", None
-    return pool.profile.files, pool.config.egress(pool.profile)
+        return "off", "isolated", None
+    return pool.profile.files, pool.profile.outputs, pool.config.egress(pool.profile)

@@ -67,6 +67,8 @@ class VMFacts(NamedTuple):
     audit_code: bool = False
     #: the profile's rule for %vm_put and %vm_get: off, get or both
     files: str = "off"
+    #: the profile's output policy: isolated, static or trusted
+    outputs: str = "isolated"
     #: why that accelerator, in a sentence or two
     accelerator_reason: str = ""
     #: what this session may reach, the fields of config_egress.Egress; None: VMs of the profile have no network

@@ -11,6 +11,7 @@ from vm_kernel import paths
 from vm_kernel.config import LoadedConfig, PoolConfig, Profile, load_config
 from vm_kernel.errors import UnknownProfile, VMKernelError
 from vm_kernel.image.store import open_image
+from vm_kernel.pool.factory import publish_policy
 
 if TYPE_CHECKING:
     from vm_kernel.pool.pool import ProfilePool
@@ -90,6 +91,7 @@ class Reloading:
             return [f"profile {name} was removed; sessions that have a VM of it keep it"]
         before = pool.profile
         pool.configure(profile, config)
+        publish_policy(profile)
         return _profile_changed(before, profile)
 
     async def _forget_when_empty(self, pool: ProfilePool) -> None:

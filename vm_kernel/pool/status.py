@@ -77,6 +77,7 @@ def _profile(pool: ProfilePool) -> dict[str, Any]:
         "min_warm": profile.min_warm,
         "max_vms": profile.max_vms,
         "allow": profile.allow,
+        "outputs": profile.outputs,
         "warm": pool.count(VMState.WARM),
         "leased": pool.count(VMState.LEASED) + pool.count(VMState.CHECKPOINTING),
         "booting": pool.count(VMState.BOOTING),

@@ -1,0 +1,182 @@
+"""Between the guest and the clients: each message is taken apart and built anew, under the policy of the session.
+
+What may be in the outputs themselves is in ``vm_kernel.kernel.outputs``. Here: which messages carry outputs, and
+where. Under the policy ``trusted`` everything passes as it is, but for what the kernel says about itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from vm_kernel.guest.messages import GuestMessage, WireError
+from vm_kernel.kernel.outputs import rules
+from vm_kernel.kernel.outputs.rules import TRUSTED, Rules
+from vm_kernel.kernel.outputs.widgets import Comms
+from vm_kernel.kernel.wire import to_json
+
+Content = dict[str, Any]
+
+
+class Gate:
+    """One session's. ``close_comm`` is called with the id of a comm that clients never hear of."""
+
+    def __init__(self, close_comm: Callable[[str], None], kernel_info: Callable[[], Content]) -> None:
+        self._rules = Rules()
+        self._comms = Comms(self._rules)
+        self._rules.shows_widget = self._comms.shows
+        self._close_comm = close_comm
+        self._kernel_info = kernel_info
+        self._published: dict[str, Callable[[GuestMessage], Content | None]] = {
+            "stream": lambda message: rules.stream(message.content),
+            "error": lambda message: rules.error(message.content),
+            "display_data": self._display,
+            "update_display_data": self._display,
+            "execute_result": self._result,
+            "comm_open": self._comm_open,
+            "comm_msg": lambda message: self._comms.message(message.content),
+            "comm_close": self._comm_close,
+        }
+        self._replies: dict[str, Callable[[Content], Content]] = {
+            "execute_reply": self._execute_reply,
+            "inspect_reply": self._inspect_reply,
+            "kernel_info_reply": lambda content: self._kernel_info(),
+            "comm_info_reply": self._comm_info_reply,
+            "debug_reply": self._debug_reply,
+        }
+
+    @property
+    def policy(self) -> str:
+        """The policy of the session's VM."""
+        return self._rules.policy
+
+    @policy.setter
+    def policy(self, policy: str) -> None:
+        self._rules.policy = policy
+
+    def client_opens(self, content: Content) -> None:
+        """A client opens a comm, and waits for what the guest says over it."""
+        self._comms.opened_by_client(content.get("comm_id"), content.get("target_name"))
+
+    def published(self, message: GuestMessage) -> GuestMessage | None:
+        """What the guest has published, as clients may have it. None: not at all. Raises WireError."""
+        build = self._published.get(message.msg_type)
+        if self.policy == TRUSTED or build is None:
+            return message
+        if message.msg_type.startswith("comm_") and self.policy != rules.ISOLATED:
+            return self._without_comms(message)
+        content = build(message)
+        return None if content is None else _with_content(message, content)
+
+    def replied(self, message: GuestMessage) -> GuestMessage:
+        """The guest's reply to a client, as that may have it. Raises WireError."""
+        build = self._replies.get(message.msg_type)
+        if build is None or (self.policy == TRUSTED and message.msg_type != "kernel_info_reply"):
+            return message
+        return _with_content(message, build(message.content))
+
+    # ---- iopub
+
+    def _display(self, message: GuestMessage) -> Content:
+        content, transient = message.content, message.content.get("transient")
+        data, metadata = self._rules.bundle(content.get("data"), content.get("metadata"), message.parent_id)
+        display_id = transient.get("display_id") if isinstance(transient, dict) else None
+        kept = {"display_id": display_id} if isinstance(display_id, str) else {}
+        return {"data": data, "metadata": metadata, "transient": kept}
+
+    def _result(self, message: GuestMessage) -> Content:
+        count = message.content.get("execution_count")
+        return self._display(message) | {"execution_count": count if type(count) is int else 0}
+
+    def _comm_open(self, message: GuestMessage) -> Content | None:
+        content = self._comms.open(message.content)
+        if content is None:
+            self._refuse_comm(message)
+        return content
+
+    def _comm_close(self, message: GuestMessage) -> Content | None:
+        comm_id = message.content.get("comm_id")
+        known = self._comms.knows(comm_id)
+        self._comms.closed(comm_id)
+        return {"comm_id": comm_id, "data": {}} if known else None
+
+    def _without_comms(self, message: GuestMessage) -> None:
+        if message.msg_type == "comm_open":
+            self._refuse_comm(message)
+
+    def _refuse_comm(self, message: GuestMessage) -> None:
+        """As a front end does that does not know the target."""
+        comm_id = message.content.get("comm_id")
+        if isinstance(comm_id, str):
+            self._close_comm(comm_id)
+
+    # ---- replies
+
+    def _execute_reply(self, content: Content) -> Content:
+        payload, expressions = content.get("payload"), content.get("user_expressions")
+        made: Content = {**content, **(rules.error(content) if content.get("status") == "error" else {})}
+        made["payload"] = [kept for entry in payload if (kept := self._payload(entry))] if _is_list(payload) else []
+        made["user_expressions"] = {}
+        for name, value in expressions.items() if isinstance(expressions, dict) else ():
+            if isinstance(value, dict):
+                made["user_expressions"][name] = self._expression(value)
+        return made
+
+    def _expression(self, value: Content) -> Content:
+        if value.get("status") != "ok":
+            return {"status": "error", **rules.error(value)}
+        data, metadata = self._rules.bundle(value.get("data"), value.get("metadata"))
+        return {"status": "ok", "data": data, "metadata": metadata}
+
+    def _payload(self, entry: object) -> Content | None:
+        """Pages as text, and text for the next cell; what ends sessions or opens editors is not the guest's."""
+        if not isinstance(entry, dict):
+            return None
+        data = entry.get("data")
+        if entry.get("source") == "page" and isinstance(data, dict):
+            start = entry.get("start")
+            text = rules.as_text(data.get("text/plain")) or ""
+            return {"source": "page", "data": {"text/plain": text}, "start": start if type(start) is int else 0}
+        if entry.get("source") == "set_next_input" and isinstance(entry.get("text"), str):
+            return {"source": "set_next_input", "text": entry["text"], "replace": entry.get("replace") is True}
+        return None
+
+    def _inspect_reply(self, content: Content) -> Content:
+        if content.get("status") != "ok":
+            return {"status": "error", **rules.error(content)}
+        data, metadata = self._rules.bundle(content.get("data"), content.get("metadata"))
+        return {"status": "ok", "found": content.get("found") is True, "data": data, "metadata": metadata}
+
+    def _comm_info_reply(self, content: Content) -> Content:
+        comms = content.get("comms")
+        known = {
+            comm_id: {"target_name": str(info.get("target_name", "")) if isinstance(info, dict) else ""}
+            for comm_id, info in (comms.items() if isinstance(comms, dict) else ())
+            if self._comms.knows(comm_id)
+        }
+        return {"status": "ok", "comms": known}
+
+    def _debug_reply(self, content: Content) -> Content:
+        """Values that a front end renders: of rich variables."""
+        body = content.get("body")
+        if not isinstance(body, dict) or "data" not in body:
+            return content
+        data, metadata = self._rules.bundle(body["data"], body.get("metadata"))
+        return content | {"body": body | {"data": data, "metadata": metadata}}
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, list)
+
+
+def _with_content(message: GuestMessage, content: Content) -> GuestMessage:
+    """The message with another content; its bytes stay if that is the same."""
+    if content == message.content:
+        return message
+    try:
+        encoded = to_json(content)
+    except ValueError:
+        raise WireError("a number that JSON cannot have") from None
+    parts = message.parts.copy()
+    parts[3] = encoded
+    return message._replace(content=content, parts=parts)
