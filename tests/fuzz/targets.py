@@ -27,8 +27,12 @@ from vm_kernel.guest import handshake as guest_handshake
 from vm_kernel.guest import messages as guest_messages
 from vm_kernel.guest.channel import FROM_GUEST
 from vm_kernel.guest.ends import python_ended
-from vm_kernel.guest.messages import WireError, parse_guest
+from vm_kernel.guest.messages import GuestMessage, WireError, json_object, parse_guest
+from vm_kernel.kernel.gate import Gate
+from vm_kernel.kernel.outputs import html as outputs_html
 from vm_kernel.sandbox.result import Collector
+
+from tests.outputs.reader import check_page, check_picture
 
 #: a limit that inputs of some kilobytes reach
 MAX_MESSAGE = 8192
@@ -219,11 +223,46 @@ def _receive(bodies: list[bytes], receiver: Receiver) -> bool:
     return True
 
 
+def outputs_target(data: bytes) -> None:
+    """Whatever a guest publishes, what clients get of it can do nothing in a page.
+
+    ``data``: messages as lines, each a message type and, behind a tab, the content as JSON; or HTML, as it is.
+    """
+    gate = Gate(lambda comm_id: None, dict)
+    for line in data.split(b"\n"):
+        name, tab, text = line.partition(b"\t")
+        if not tab:
+            name, text = b"display_data", json.dumps({"data": {"text/html": line.decode(errors="replace")}}).encode()
+        try:
+            content = json_object(text)
+            message = GuestMessage(b"", name.decode(errors="replace"), "cell", content, [b"{}", b"{}", b"{}", text])
+            passed = [gate.published(message)] if not message.msg_type.endswith("_reply") else [gate.replied(message)]
+        except WireError:
+            continue
+        for shown in filter(None, passed):
+            check_shown(json.loads(shown.parts[3]))
+
+
+def check_shown(content: Any) -> None:
+    """Everything in it that a front end would render as more than text."""
+    for key, value in content.items() if isinstance(content, dict) else ():
+        if key == "text/html" or (key == "value" and content.get("_model_name") in ("HTMLModel", "HTMLMathModel")):
+            check_page(value)
+        elif key == "image/svg+xml":
+            check_picture(value)
+        elif key == "data" and isinstance(value, dict):
+            assert not {"text/markdown", "application/javascript", "text/javascript"} & value.keys()
+    children = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
+    for child in children:
+        check_shown(child)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "frames": frames_target,
     "messages": messages_target,
     "handshake": handshake_target,
     "files": files_target,
+    "outputs": outputs_target,
 }
 
 
@@ -258,9 +297,20 @@ def _open_folder() -> None:
     tree_receiver.tree_parts = lambda name: str(name).split("/")
 
 
+def _handlers() -> None:
+    """Takes every attribute for harmless that begins with an o."""
+    kept = outputs_html._kept
+
+    def keep(tag: str, name: str, value: str) -> str | None:
+        return value if name[:1] == "o" else kept(tag, name, value)
+
+    outputs_html._kept = keep
+
+
 PLANTED: dict[str, Callable[[], None]] = {
     "frames": _forgetful_decoder,
     "messages": _tolerant_json,
     "handshake": _first_word,
     "files": _open_folder,
+    "outputs": _handlers,
 }
