@@ -164,6 +164,8 @@ class Kernel:
             "SHELL": "/bin/bash",
             "LANG": "C.UTF-8",
             "PATH": f"{USER_HOME}/.local/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+            # its scripts cannot come from the network
+            "BOKEH_RESOURCES": "inline",
         }
         # not the console: what the user's code writes there would be the host's to store
         with (self._folder / "kernel.log").open("wb") as log:
