@@ -75,9 +75,9 @@ class PoolConfig(EgressSettings):
     outputs = Enum(
         OUTPUT_POLICIES,
         "isolated",
-        help="What of a VM's output reaches the browser. isolated: HTML is sanitised, or shown in a sandboxed frame with "
-        "its scripts; widgets are ipywidgets' own. static: text and pictures. trusted: everything as it is, with all "
-        "the rights that it has in the notebook server's page: for code of your own. Also for each profile.",
+        help="What of a VM's output reaches the browser. isolated: HTML is sanitised, or shown with its scripts in a "
+        "sandboxed frame; widgets are ipywidgets' own. static: text and pictures. trusted: everything as it is, with "
+        "all the rights that it has in the notebook server's page: for code of your own. Also for each profile.",
     ).tag(config=True)
     prepared = Int(
         1,

@@ -21,6 +21,7 @@ from guest_agent.frames import Decoder, FrameError, decode_json, pack_parts, unp
 from guest_agent.names import Limits, Patterns, TreeError
 from guest_agent.tree_receiver import Incoming, MemoryReceiver, Receiver
 from guest_agent.tree_writer import TreeWriter
+from tests.outputs.reader import check_page, check_picture
 from vm_kernel.errors import CloneError, GuestProtocolError, VMDied
 from vm_kernel.guest import files as guest_files
 from vm_kernel.guest import handshake as guest_handshake
@@ -31,8 +32,6 @@ from vm_kernel.guest.messages import GuestMessage, WireError, json_object, parse
 from vm_kernel.kernel.gate import Gate
 from vm_kernel.kernel.outputs import html as outputs_html
 from vm_kernel.sandbox.result import Collector
-
-from tests.outputs.reader import check_page, check_picture
 
 #: a limit that inputs of some kilobytes reach
 MAX_MESSAGE = 8192

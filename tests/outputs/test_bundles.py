@@ -96,14 +96,13 @@ def test_harmless_html_stays_in_the_page(html: str) -> None:
         "<iframe src='javascript:1'></iframe>",
         "<form action='/api/terminals'><button>x</button></form>",
         "<style>@import url(/api/contents);</style>",
-        "<table><style>td { background: url(/api/contents) }</style><tr><td>x</td></tr></table><link rel=stylesheet href=x>",
+        "<table><style>td { background: url(/api/contents) }</style><tr><td>x</td></tr></table><link rel=x href=y>",
         "<math><mtext><table><mglyph><style><img src=x onerror=1></style></mglyph></table></mtext></math>",
         "<noscript><p title='</noscript><img src=x onerror=1>'></noscript>",
         r"<p>$\href{javascript:alert(1)}{x}$</p>",
         r"<p>$&#92;href{javascript:alert(1)}{x}$</p>",
         r"<p>$\hr<wbr>ef{javascript:alert(1)}{x}$</p>",
         r"<p>$\hr<b></b>ef{javascript:alert(1)}{x}$</p>",
-        "<img src='/api/contents'>",
         "<div>" * 30_000,
     ],
 )
@@ -122,6 +121,7 @@ def test_other_html_goes_into_a_frame_as_a_whole(html: str) -> None:
         '<p class="jp-Button lm-Menu" id="jp-main-dock-panel" data-commandlinker-command="terminal:create-new">x</p>',
         '<p style="position: fixed; top: 0; left: 0; z-index: 99999; width: 9999px">x</p>',
         '<p style="background: url(/api/contents)">x</p>',
+        "<img src='/api/contents'>",
         '<p style="background: u\\72l(/api/contents)">x</p>',
         '<a href="javascript:alert(1)">x</a>',
         '<a href="java\tscript:alert(1)">x</a>',
@@ -134,7 +134,20 @@ def test_other_html_goes_into_a_frame_as_a_whole(html: str) -> None:
 def test_nothing_that_could_do_harm_is_left_in_the_page(html: str) -> None:
     found = page(html)
     if FRAME not in found:
-        for word in ("jp-", "lm-", "data-", "position", "url", "72l", "script:", "/lab", "data:", "onerror", "id="):
+        for word in (
+            "jp-",
+            "lm-",
+            "data-",
+            "position",
+            "url",
+            "72l",
+            "script:",
+            "/lab",
+            "data:",
+            "onerror",
+            "id=",
+            "/api",
+        ):
             assert word not in found
 
 
@@ -188,7 +201,8 @@ def test_svg_is_rebuilt_from_what_draws() -> None:
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" onload="x">'
         '<script>x</script><style>*{stroke-linejoin: round}</style><a href="javascript:x"><text>t</text></a>'
         '<use xlink:href="#b"/><use href="data:image/svg+xml,x"/><image href="/api/contents"/>'
-        '<path d="M 0 0" clip-path="url(#p)" style="fill: url(/api/contents)"/><foreignObject><b/></foreignObject></svg>'
+        '<path d="M 0 0" clip-path="url(#p)" style="fill: url(/api/contents)"/>'
+        "<foreignObject><b/></foreignObject></svg>"
     )
     found = shown({"image/svg+xml": svg})["image/svg+xml"]
     for part in ("<style>*{stroke-linejoin: round}</style>", 'href="#b"', 'd="M 0 0"', "url(#p)"):

@@ -63,8 +63,6 @@ class Gate:
         build = self._published.get(message.msg_type)
         if self.policy == TRUSTED or build is None:
             return message
-        if message.msg_type.startswith("comm_") and self.policy != rules.ISOLATED:
-            return self._without_comms(message)
         content = build(message)
         return None if content is None else _with_content(message, content)
 
@@ -89,9 +87,11 @@ class Gate:
         return self._display(message) | {"execution_count": count if type(count) is int else 0}
 
     def _comm_open(self, message: GuestMessage) -> Content | None:
-        content = self._comms.open(message.content)
-        if content is None:
-            self._refuse_comm(message)
+        """What clients do not hear of is closed, as a front end does that does not know the target."""
+        content = self._comms.open(message.content) if self.policy == rules.ISOLATED else None
+        comm_id = message.content.get("comm_id")
+        if content is None and isinstance(comm_id, str):
+            self._close_comm(comm_id)
         return content
 
     def _comm_close(self, message: GuestMessage) -> Content | None:
@@ -100,22 +100,13 @@ class Gate:
         self._comms.closed(comm_id)
         return {"comm_id": comm_id, "data": {}} if known else None
 
-    def _without_comms(self, message: GuestMessage) -> None:
-        if message.msg_type == "comm_open":
-            self._refuse_comm(message)
-
-    def _refuse_comm(self, message: GuestMessage) -> None:
-        """As a front end does that does not know the target."""
-        comm_id = message.content.get("comm_id")
-        if isinstance(comm_id, str):
-            self._close_comm(comm_id)
-
     # ---- replies
 
     def _execute_reply(self, content: Content) -> Content:
         payload, expressions = content.get("payload"), content.get("user_expressions")
         made: Content = {**content, **(rules.error(content) if content.get("status") == "error" else {})}
-        made["payload"] = [kept for entry in payload if (kept := self._payload(entry))] if _is_list(payload) else []
+        entries = payload if isinstance(payload, list) else []
+        made["payload"] = [kept for entry in entries if (kept := _payload(entry)) is not None]
         made["user_expressions"] = {}
         for name, value in expressions.items() if isinstance(expressions, dict) else ():
             if isinstance(value, dict):
@@ -127,19 +118,6 @@ class Gate:
             return {"status": "error", **rules.error(value)}
         data, metadata = self._rules.bundle(value.get("data"), value.get("metadata"))
         return {"status": "ok", "data": data, "metadata": metadata}
-
-    def _payload(self, entry: object) -> Content | None:
-        """Pages as text, and text for the next cell; what ends sessions or opens editors is not the guest's."""
-        if not isinstance(entry, dict):
-            return None
-        data = entry.get("data")
-        if entry.get("source") == "page" and isinstance(data, dict):
-            start = entry.get("start")
-            text = rules.as_text(data.get("text/plain")) or ""
-            return {"source": "page", "data": {"text/plain": text}, "start": start if type(start) is int else 0}
-        if entry.get("source") == "set_next_input" and isinstance(entry.get("text"), str):
-            return {"source": "set_next_input", "text": entry["text"], "replace": entry.get("replace") is True}
-        return None
 
     def _inspect_reply(self, content: Content) -> Content:
         if content.get("status") != "ok":
@@ -165,8 +143,18 @@ class Gate:
         return content | {"body": body | {"data": data, "metadata": metadata}}
 
 
-def _is_list(value: object) -> bool:
-    return isinstance(value, list)
+def _payload(entry: object) -> Content | None:
+    """Pages as text, and text for the next cell; what ends sessions or opens editors is not the guest's."""
+    if not isinstance(entry, dict):
+        return None
+    data = entry.get("data")
+    if entry.get("source") == "page" and isinstance(data, dict):
+        start = entry.get("start")
+        text = rules.as_text(data.get("text/plain")) or ""
+        return {"source": "page", "data": {"text/plain": text}, "start": start if type(start) is int else 0}
+    if entry.get("source") == "set_next_input" and isinstance(entry.get("text"), str):
+        return {"source": "set_next_input", "text": entry["text"], "replace": entry.get("replace") is True}
+    return None
 
 
 def _with_content(message: GuestMessage, content: Content) -> GuestMessage:

@@ -199,7 +199,8 @@ class VMFactory:
 def publish_policy(profile: Profile) -> None:
     """Tell the same when the profile's output policy may have changed."""
     with suppress(FileNotFoundError):
-        _write_facts(profile.name, json.loads(paths.profile_facts(profile.name).read_text()) | {"outputs": profile.outputs})
+        facts = json.loads(paths.profile_facts(profile.name).read_text())
+        _write_facts(profile.name, facts | {"outputs": profile.outputs})
 
 
 def _write_facts(name: str, facts: dict[str, Any]) -> None:

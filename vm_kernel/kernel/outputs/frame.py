@@ -18,8 +18,8 @@ MAX_ESCAPED = 48_000_000
 #: nothing is fetched; scripts and styles run as they lie in the frame
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval' blob: data:; style-src 'unsafe-inline' data: blob:; "
-    "img-src data: blob:; font-src data: blob:; media-src data: blob:; worker-src blob: data:; connect-src data: blob:; "
-    "frame-src 'none'; object-src 'none'; base-uri 'none'; form-action 'none'; webrtc 'block'"
+    "img-src data: blob:; font-src data: blob:; media-src data: blob:; worker-src blob: data:; "
+    "connect-src data: blob:; frame-src 'none'; object-src 'none'; base-uri 'none'; form-action 'none'; webrtc 'block'"
 )
 _AROUND = (
     f'<!DOCTYPE html><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'

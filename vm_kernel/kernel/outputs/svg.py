@@ -1,4 +1,4 @@
-"""SVG of a guest: rebuilt from elements that draw. Front ends show it as a picture; exports may put it into the page."""
+"""SVG of a guest: rebuilt from elements that draw. Front ends show it as a picture; exports may inline it."""
 
 from __future__ import annotations
 

@@ -33,6 +33,7 @@ _VIEWS = {
     "BoundedIntTextModel": "IntTextView",
     "FloatProgressModel": "ProgressView",
     "IntProgressModel": "ProgressView",
+    "NaiveDatetimeModel": "DatetimeView",
 }
 _NAMES = (
     "Accordion Audio BoundedFloatText BoundedIntText Box Button Checkbox ColorPicker ColorsInput Combobox Controller "
@@ -98,8 +99,10 @@ class Comms:
     def open(self, content: State) -> State | None:
         """A comm that the guest opens. None: clients are not to hear of it."""
         comm_id, data = content.get("comm_id"), content.get("data")
-        state = data.get("state") if isinstance(data, dict) else None
-        if content.get("target_name") != TARGET or not isinstance(comm_id, str) or not isinstance(state, dict):
+        if content.get("target_name") != TARGET or not isinstance(comm_id, str) or not isinstance(data, dict):
+            return None
+        state = data.get("state")
+        if not isinstance(state, dict):
             return None
         name = state.get("_model_name")
         if not isinstance(name, str) or not self._admits(comm_id, name):
@@ -173,6 +176,8 @@ class Comms:
 
     def _value(self, name: str, key: str, value: Any) -> Any:
         """One entry of a state; _DROP: it goes."""
+        if key.startswith(("_model_", "_view_")):
+            return value
         if key in ("description_allow_html", "tooltip_allow_html"):
             return False
         if key == "_dom_classes":
