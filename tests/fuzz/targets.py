@@ -31,6 +31,7 @@ from vm_kernel.guest.ends import python_ended
 from vm_kernel.guest.messages import GuestMessage, WireError, json_object, parse_guest
 from vm_kernel.kernel.gate import Gate
 from vm_kernel.kernel.outputs import html as outputs_html
+from vm_kernel.kernel.wire import FROM_GUEST_IOPUB
 from vm_kernel.sandbox.result import Collector
 
 #: a limit that inputs of some kilobytes reach
@@ -232,6 +233,8 @@ def outputs_target(data: bytes) -> None:
         name, tab, text = line.partition(b"\t")
         if not tab:
             name, text = b"display_data", json.dumps({"data": {"text/html": line.decode(errors="replace")}}).encode()
+        if name.decode(errors="replace") not in FROM_GUEST_IOPUB | _REPLIES:
+            continue
         try:
             content = json_object(text)
             message = GuestMessage(b"", name.decode(errors="replace"), "cell", content, [b"{}", b"{}", b"{}", text])
@@ -240,6 +243,14 @@ def outputs_target(data: bytes) -> None:
             continue
         for shown in filter(None, passed):
             check_shown(json.loads(shown.parts[3]))
+
+
+#: replies with something in them that is shown
+_REPLIES = {"execute_reply", "inspect_reply", "debug_reply", "comm_info_reply", "kernel_info_reply"}
+
+
+#: shown as a tree of texts; what a widget's view makes of its own messages; of these two the parts below
+_LEFT_ALONE = ("application/json", "content", "state", "body")
 
 
 def check_shown(content: Any) -> None:
@@ -251,7 +262,15 @@ def check_shown(content: Any) -> None:
             check_picture(value)
         elif key == "data" and isinstance(value, dict):
             assert not {"text/markdown", "application/javascript", "text/javascript"} & value.keys()
-    children = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
+    if isinstance(content, dict):
+        children = [value for key, value in content.items() if key not in _LEFT_ALONE]
+        state = content.get("state")
+        if isinstance(state, dict):  # of a widget, whose view knows these
+            children += [{key: state[key] for key in ("_model_name", "value") if key in state}, state.get("outputs")]
+        body = content.get("body")
+        children.append(body.get("data") if isinstance(body, dict) else None)
+    else:
+        children = content if isinstance(content, list) else []
     for child in children:
         check_shown(child)
 

@@ -170,7 +170,7 @@ def test_bytes_go_where_bytes_belong() -> None:
 def test_a_front_end_that_is_opened_anew_gets_all_states_by_the_same_rules() -> None:
     own = comms()
     assert own.open(opening("HTMLModel", "h"))
-    own.opened_by_client("control", "jupyter.widget.control")
+    own.opened_by_client({"comm_id": "control", "target_name": "jupyter.widget.control"})
     whole = {"model_name": "HTMLModel", "model_module": "evil", "model_module_version": "2.0.0", "state": {}}
     states = {"h": whole | {"state": {"value": "<script>1</script>"}}, "x": whole}
     data = {"method": "update_states", "states": states, "buffer_paths": [["h", "state", "value"]]}
@@ -181,6 +181,16 @@ def test_a_front_end_that_is_opened_anew_gets_all_states_by_the_same_rules() -> 
     assert "sandbox" in made["data"]["states"]["h"]["state"]["value"]
     assert made["data"]["buffer_paths"] == []
     assert own.message({"comm_id": "nobody", "data": data}) is None
+
+
+def test_what_comes_over_a_comm_of_a_client_is_for_the_client() -> None:
+    own = comms()
+    own.opened_by_client({"comm_id": "mine", "target_name": "echo"})
+    content = {"comm_id": "mine", "data": {"anything": ["<script>"]}}
+    assert own.message(content) == content
+    assert not own.shows("mine")
+    own.opened_by_client({"comm_id": "w", "target_name": "jupyter.widget"})
+    assert own.message({"comm_id": "w", "data": {"method": "update", "state": {}}}) is None
 
 
 def test_other_messages_of_a_comm() -> None:

@@ -55,8 +55,8 @@ class Gate:
         self._rules.policy = policy
 
     def client_opens(self, content: Content) -> None:
-        """A client opens a comm, and waits for what the guest says over it."""
-        self._comms.opened_by_client(content.get("comm_id"), content.get("target_name"))
+        """A client opens a comm; it will hear what the guest says over it."""
+        self._comms.opened_by_client(content)
 
     def published(self, message: GuestMessage) -> GuestMessage | None:
         """What the guest has published, as clients may have it. None: not at all. Raises WireError."""

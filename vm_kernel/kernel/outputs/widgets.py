@@ -71,17 +71,22 @@ _NOT_LINKED = frozenset({*_HTML, *_MEDIA, "LabelModel", "OutputModel", *_LINKS, 
 _TAKEN_CLASSES = ("jp-", "lm-", "p-", "lab-", "cm-", "bp", "jupyter", "fa-")
 
 
+#: in the place of a model's name: the comm behind CONTROL_TARGET, and any other that a client has opened
+_CONTROL, _CLIENTS_OWN = "control", "client"
+
+
 class Comms:
-    """The comms that are open, as far as clients know of them: by id, the model's name (empty: none)."""
+    """The comms that are open, as far as clients know of them: by id, the model's name, or what else it is."""
 
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
         self._models: dict[str, str] = {}
 
-    def opened_by_client(self, comm_id: object, target: object) -> None:
-        """A client has opened a comm."""
-        if isinstance(comm_id, str) and isinstance(target, str) and len(self._models) < MAX_COMMS:
-            self._models.setdefault(comm_id, "")
+    def opened_by_client(self, content: State) -> None:
+        """A client has opened a comm. Unless that is a widget's, what comes back is for the client to deal with."""
+        comm_id, target = content.get("comm_id"), content.get("target_name")
+        if isinstance(comm_id, str) and target != TARGET and len(self._models) < MAX_COMMS:
+            self._models.setdefault(comm_id, _CONTROL if target == CONTROL_TARGET else _CLIENTS_OWN)
 
     def knows(self, comm_id: object) -> bool:
         """True if clients know of that comm."""
@@ -89,7 +94,7 @@ class Comms:
 
     def shows(self, comm_id: str) -> bool:
         """True if it is a widget that may be shown."""
-        return bool(self._models.get(comm_id))
+        return self._models.get(comm_id) in MODELS
 
     def closed(self, comm_id: object) -> None:
         """It is not there any more."""
@@ -119,7 +124,9 @@ class Comms:
         if not isinstance(comm_id, str) or not isinstance(data, dict) or comm_id not in self._models:
             return None
         name, method = self._models[comm_id], data.get("method")
-        if not name:
+        if name == _CLIENTS_OWN:
+            made: State | None = data
+        elif name == _CONTROL:
             made = self._all_states(data) if method == "update_states" else None
         elif method in ("update", "echo_update") and isinstance(data.get("state"), dict):
             state, paths = self._state(name, data["state"], data.get("buffer_paths"))
@@ -140,7 +147,7 @@ class Comms:
         for comm_id, whole in states.items():
             state = whole.get("state") if isinstance(whole, dict) else None
             name = self._models.get(comm_id)
-            if not name or not isinstance(state, dict) or whole.get("model_name") != name:
+            if name not in MODELS or not isinstance(state, dict) or whole.get("model_name") != name:
                 continue
             kept, _ = self._state(name, state, None)
             if kept is not None:
