@@ -18,6 +18,10 @@ from vm_kernel.kernel.wire import to_json
 Content = dict[str, Any]
 
 
+#: what an answer of the Debug Adapter Protocol has
+_DEBUG = ("type", "seq", "request_seq", "success", "command", "message", "body")
+
+
 class Gate:
     """One session's. ``close_comm`` is called with the id of a comm that clients never hear of."""
 
@@ -104,7 +108,13 @@ class Gate:
 
     def _execute_reply(self, content: Content) -> Content:
         payload, expressions = content.get("payload"), content.get("user_expressions")
-        made: Content = {**content, **(rules.error(content) if content.get("status") == "error" else {})}
+        status, count = content.get("status"), content.get("execution_count")
+        made: Content = {"status": status if status in ("ok", "error", "aborted") else "error"}
+        if made["status"] == "aborted":
+            return made
+        made["execution_count"] = count if type(count) is int else 0
+        if made["status"] == "error":
+            made |= rules.error(content)
         entries = payload if isinstance(payload, list) else []
         made["payload"] = [kept for entry in entries if (kept := _payload(entry)) is not None]
         made["user_expressions"] = {}
@@ -135,12 +145,13 @@ class Gate:
         return {"status": "ok", "comms": known}
 
     def _debug_reply(self, content: Content) -> Content:
-        """Values that a front end renders: of rich variables."""
-        body = content.get("body")
-        if not isinstance(body, dict) or "data" not in body:
-            return content
-        data, metadata = self._rules.bundle(body["data"], body.get("metadata"))
-        return content | {"body": body | {"data": data, "metadata": metadata}}
+        """An answer of the debugger. Front ends render one part: the data of a rich variable."""
+        made = {key: content[key] for key in _DEBUG if key in content}
+        body = made.get("body")
+        if isinstance(body, dict) and "data" in body:
+            data, metadata = self._rules.bundle(body["data"], body.get("metadata"))
+            made["body"] = {**body, "data": data, "metadata": metadata}
+        return made
 
 
 def _payload(entry: object) -> Content | None:

@@ -64,8 +64,11 @@ class Rules:
         made = {"output_type": kind, "data": data, "metadata": metadata}
         return made | {"execution_count": _number(output.get("execution_count"))} if kind == "execute_result" else made
 
-    def html(self, text: str) -> str | None:
+    def html(self, value: object) -> str | None:
         """HTML as it may stand in the page, in a frame if need be. None: not at all."""
+        text = as_text(value)
+        if text is None:
+            return None
         if (inline := html.inline(text)) is not None:
             return inline
         return frame.framed(text, self._libraries.needed("", text))
@@ -125,10 +128,12 @@ class Rules:
 
 
 def as_text(value: object) -> str | None:
-    """The text of a bundle's value: a string, or a list of them as in notebook files."""
+    """The text of a bundle's value: a string, or a list of them as in notebook files. JSON's lone surrogates go."""
     if isinstance(value, list) and all(isinstance(line, str) for line in value):
-        return "".join(value)
-    return value if isinstance(value, str) else None
+        value = "".join(value)
+    if not isinstance(value, str):
+        return None
+    return value if value.isascii() else value.encode(errors="replace").decode()
 
 
 def stream(content: Data) -> Data:

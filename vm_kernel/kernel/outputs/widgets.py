@@ -189,13 +189,13 @@ class Comms:
             return False
         if key == "_dom_classes":
             return _own_classes(value)
-        if name == "OutputModel" and key == "outputs":
+        if key == "outputs":
             outputs = value if isinstance(value, list) else []
             return [made for output in outputs if (made := self._rules.output(output)) is not None]
         if name in _MEDIA and key == "format":
             return value if value in _MEDIA[name] else sorted(_MEDIA[name])[-1]
         if name in _HTML and key in ("value", "placeholder"):
-            return self._rules.html(value) or "" if isinstance(value, str) else _DROP
+            return self._rules.html(value) or ""
         if name.endswith(("StyleModel", "LayoutModel")):
             return value if not isinstance(value, str) or not css.fetches(value) else None
         if name not in _TYPED and isinstance(value, str) and key != "value":
