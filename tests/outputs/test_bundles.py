@@ -78,6 +78,7 @@ def test_the_colours_of_a_styler_become_attributes() -> None:
         '<img alt="dot" src="data:image/png;base64,aGVsbG8=">',
         '<div style="display: flex; gap: 4px"><span style="color: #123">x</span></div>',
         '<progress value="3" max="10"></progress>',
+        "<!-- a comment --><p>x</p>",
         '<p class="note" id="n" data-x="1" aria-label="x">decorated</p>',
     ],
 )

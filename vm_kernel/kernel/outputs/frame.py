@@ -27,7 +27,7 @@ _AROUND = (
     '<iframe sandbox="allow-scripts" referrerpolicy="no-referrer" srcdoc="'
 )
 _INSIDE = (
-    '<!DOCTYPE html><meta charset="utf-8"><base target="_self">'
+    '<!DOCTYPE html><meta charset="utf-8">'
     "<style>html{background:#fff;color:#000;font:13px/1.4 system-ui,sans-serif}body{margin:4px}</style><body>"
 )
 _BOX = '<div style="height:{height}px;width:100%;resize:vertical;overflow:hidden">'

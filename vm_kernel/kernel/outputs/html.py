@@ -52,7 +52,7 @@ _DECORATION = frozenset(
 _LINK = re.compile(r"https?://[^\s\\]+|mailto:[^\s\\]+", re.IGNORECASE)
 _PICTURE = re.compile(r"data:image/(?:png|jpeg|jpg|gif|webp);base64,[A-Za-z0-9+/=\s]*")
 _TAG = re.compile(r"<([a-z!][^\s/>]*)", re.IGNORECASE)
-_STYLE_SHEET = re.compile(r"<style\b[^>]*>([^<]*)</style\s*>", re.IGNORECASE)
+_STYLE_SHEET = re.compile(r"<style\b[^<>]*>([^<]*)</style\s*>", re.IGNORECASE)
 #: looks at all siblings or all descendants of an element
 _SLOW_SELECTOR = re.compile(r"~|:has\(")
 _SCOPED_SHEET = re.compile(r"<style\s+scoped\s*>[^<]*</style\s*>", re.IGNORECASE)
@@ -67,7 +67,7 @@ def inline(html: str) -> str | None:
         if (styled := _with_style_attributes(html)) is None:
             return None
         html = styled
-    if not {name.lower() for name in _TAG.findall(html)} <= TAGS | _SHELL:
+    if not {name.lower() for name in _TAG.findall(html) if name[:3] != "!--"} <= TAGS | _SHELL:
         return None
     return sanitised(html, strict=True)
 

@@ -13,8 +13,8 @@ from vm_kernel.kernel.outputs.html import sanitised
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
 
-#: characters of Markdown that is rendered; more is shown as text
-MAX_MARKDOWN = 500_000
+#: characters of Markdown that is rendered; more is shown as text. The worst of them takes the square: two seconds
+MAX_MARKDOWN = 50_000
 
 
 def rendered(text: str) -> str | None:

@@ -24,6 +24,8 @@ WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 _COMPANIONS = ("application/vnd.bokehjs_exec", "application/vnd.bokehjs_load", "application/vnd.holoviews")
 #: types whose text says about the same
 _HAVE_TEXT = ("text/html", "text/markdown", "text/latex", "image/svg+xml")
+#: types that a word about them names
+_NAMED = 5
 #: what of a type's metadata is passed on, if it is a number or a truth value
 _METADATA = frozenset({"width", "height", "unconfined", "needs_background", "expanded"})
 
@@ -162,7 +164,7 @@ def _add_text(given: Data, made: Data, policy: str) -> None:
     if plain:
         missed = [mime for mime in missed if mime not in _HAVE_TEXT]
     if missed or (given and not plain):
-        names = ", ".join(missed) or "this"
+        names = ", ".join(missed[:_NAMED]) or "this"
         note = f"[vm-kernel: {names} not shown under the output policy {policy!r}; see PoolConfig.outputs]"
         made["text/plain"] = f"{plain}\n{note}" if plain else note
 
