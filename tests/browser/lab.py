@@ -7,11 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+from nbformat import NotebookNode
 from playwright.sync_api import Locator, Page, expect
 
 from tests.clients.notebooks import write
 from tests.conftest import wait_until
 from tests.lab_server import LabServer
+from vm_kernel.kernel.spec import KERNEL_NAME
 
 TIMEOUT_S = 60.0
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
@@ -36,9 +38,9 @@ class Lab:
         self._visit("lab")
         self.page.locator(".jp-Launcher-body").wait_for()
 
-    def notebook(self, *cells: str, name: str = "notebook") -> Notebook:
-        """Open a notebook that was saved with this kernel, and wait until the kernel is idle."""
-        write(self.server.root / f"{name}.ipynb", *cells)
+    def notebook(self, *cells: str | NotebookNode, name: str = "notebook", kernel: str = KERNEL_NAME) -> Notebook:
+        """Open a notebook that was saved with that kernel, and wait until the kernel is idle."""
+        write(self.server.root / f"{name}.ipynb", *cells, kernel=kernel)
         self._visit(f"lab/tree/{name}.ipynb")
         return self.current()
 

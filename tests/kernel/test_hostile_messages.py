@@ -65,12 +65,12 @@ kernel = get_ipython().kernel
 sockets = kernel.shell_channel_thread.manager
 socket = sockets.get_subshell_to_shell_channel_socket(None)
 for msg_type in ('inspect_reply', 'execute_request', 'execute_reply', 'execute_reply'):
-    content = {'status': 'ok', 'execution_count': 77, 'forged': msg_type}
+    content = {'status': 'ok', 'execution_count': 77, 'odd': msg_type}
     kernel.session.send(socket, msg_type, content, kernel.get_parent(), kernel._shell_parent_ident.get())
 kernel.session.send(socket, 'execute_reply', {'status': 'ok'}, {'msg_id': 'unknown'}, kernel._shell_parent_ident.get())
 """
     )
-    assert cell.reply["content"]["forged"] == "execute_reply"
+    assert cell.reply["content"] == {"status": "ok", "execution_count": 77, "payload": [], "user_expressions": {}}
     await session.drain(0.5)
     assert session.replies == {}
     assert (await session.run("'goes on'")).value == "'goes on'"
