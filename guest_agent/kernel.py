@@ -164,8 +164,9 @@ class Kernel:
             "SHELL": "/bin/bash",
             "LANG": "C.UTF-8",
             "PATH": f"{USER_HOME}/.local/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
-            # its scripts cannot come from the network
+            # charts bring their scripts along, for the network has none and the front end need not know them
             "BOKEH_RESOURCES": "inline",
+            "PLOTLY_RENDERER": "notebook",
         }
         # not the console: what the user's code writes there would be the host's to store
         with (self._folder / "kernel.log").open("wb") as log:

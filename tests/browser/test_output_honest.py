@@ -151,7 +151,7 @@ def test_widgets_work(lab: Lab) -> None:
 def charts(server: LabServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A kernel whose image has the usual libraries for charts; a second run finds the image."""
     wanted = tmp_path_factory.mktemp("charts") / "requirements.txt"
-    wanted.write_text("plotly\nbokeh\naltair\nvl-convert-python\n")
+    wanted.write_text("plotly\nnbformat\nbokeh\naltair\nvl-convert-python\n")
     if "charts" not in vm_kernel("image", "list").stdout:
         vm_kernel("image", "build", "--name", "charts", "--requirements", wanted)
     with profiles(charts={"image": "charts", "memory_mib": 768, "min_warm": 0, "max_vms": 2}):
