@@ -15,6 +15,9 @@ from tests.cli.command import vm_kernel
 from tests.lab_server import LabServer
 from vm_kernel.pool.client import PoolConnection
 
+#: the first of the charts waits for an image and for its golden snapshot
+pytestmark = pytest.mark.timeout(500)
+
 PANDAS = "import pandas as pd\ndf = pd.DataFrame({'name': ['Ada', 'Bob'], 'x': [1, -2]})\ndf"
 STYLER = (
     PANDAS + ".style.map(lambda x: 'background-color: #cc0000; color: white' if isinstance(x, int) and x < 0 else '')"
