@@ -1,0 +1,262 @@
+"""Outputs that attack the person's browser: none of attacks.toml succeeds, unless the person trusts the guest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+import nbformat
+import pytest
+from nbformat import NotebookNode
+from playwright.sync_api import Error, Locator, expect
+
+from tests.browser.attacks import Attack, load
+from tests.browser.lab import Lab, Notebook
+from tests.browser.policies import ISOLATED, STATIC, TRUSTED, profiles
+from tests.browser.witness import Witness
+from tests.conftest import wait_until
+from tests.lab_server import LabServer
+
+PRELUDE, ATTACKS = load()
+SUCCEED = {attack.name for attack in ATTACKS if attack.under_trusted}
+#: how long an attack that is expected is waited for; it is run once more after that
+PATIENCE_S = 4.0
+#: how long one that is not expected has, after all of them have run
+SETTLING_S = 4.0
+#: how long something to click on is looked for
+APPEARS_S = 1.0
+#: under `static`, where there is neither HTML nor a widget: some of each kind
+OF_EACH_KIND = 6
+
+_CURRENT = "window.jupyterapp.shell.currentWidget"
+_SHOW_ALL_CELLS = f"{_CURRENT}.content.notebookConfig = {{...{_CURRENT}.content.notebookConfig, windowingMode: 'none'}}"
+_CLEAR = f"n => {_CURRENT}.content.widgets[n].outputArea.model.clear()"
+_RENDER_VARIABLE = "name => window.jupyterapp.commands.execute('debugger:render-mime-variable', {name})"
+_TO_FRONT = "id => window.jupyterapp.shell.activateById(id)"
+_OPEN_TERMINAL = """\
+from IPython.display import HTML
+HTML("<p>plain</p><script>fetch('/api/terminals', {method: 'POST', headers: {'X-XSRFToken': "
+     "(document.cookie.match(/_xsrf=([^;]+)/) || [])[1]}})</script>")"""
+HONEST = "from IPython.display import HTML\nHTML('<table id=honest><tr><th>word<td>honest</table>')"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _policies(server: LabServer) -> Iterator[None]:
+    with profiles(
+        trusted={"outputs": "trusted", "min_warm": 1, "max_vms": 4},
+        static={"outputs": "static", "min_warm": 0, "max_vms": 4},
+    ):
+        yield
+
+
+@pytest.mark.timeout(300)
+def test_no_attack_succeeds(lab: Lab) -> None:
+    witness = Assault(lab, ISOLATED, expected=set()).run(ATTACKS)
+    assert not witness.look(), witness.told(witness.look())
+
+
+@pytest.mark.timeout(300)
+def test_under_trusted_they_do(lab: Lab) -> None:
+    witness = Assault(lab, TRUSTED, expected=SUCCEED).run(ATTACKS)
+    assert not SUCCEED - witness.look(), "these test nothing"
+    assert not witness.look() - SUCCEED, f"marked as stopped by Lab itself:\n{witness.told(witness.look() - SUCCEED)}"
+
+
+def test_a_notebook_is_usable_after_attacks(lab: Lab) -> None:
+    cells = (PRELUDE, *cells_of([attack for attack in ATTACKS if not attack.alone], lab), HONEST)
+    notebook = lab.notebook(*cells)
+    run_all(notebook)
+    last = len(cells) - 1
+    notebook.run(last)
+    expect(notebook.output(last).locator("table")).to_be_visible()
+    expect(notebook.output(last).locator("td")).to_have_text("honest")
+    notebook.cell(last).scroll_into_view_if_needed()
+
+
+def test_under_static_plain_text_is_all_that_is_left(lab: Lab) -> None:
+    kinds = ("html", "script", "mutation", "mime", "markdown", "math", "message", "widget")
+    chosen = [
+        attack
+        for kind in kinds
+        for attack in [a for a in ATTACKS if a.name.startswith(kind) and not (a.act or a.alone)][:OF_EACH_KIND]
+    ]
+    assault = Assault(lab, STATIC, expected=set())
+    witness = assault.run(chosen)
+    assert not witness.look(), witness.told(witness.look())
+    notebook = lab.current()
+    shown = "\n".join(notebook.output(index).inner_text() for index in range(1, len(chosen) + 1))
+    assert shown.count("plain text") > len(chosen) / 2
+    for kind in ("iframe", "svg", ".jupyter-widgets"):
+        expect(notebook.panel.locator(f".jp-Cell-outputArea {kind}")).to_have_count(0)
+
+
+@pytest.mark.parametrize(("kernel", "opened"), [(TRUSTED, 1), (ISOLATED, 0)])
+def test_what_is_at_stake(lab: Lab, server: LabServer, kernel: str, opened: int) -> None:
+    """One attack as it would be made, and what it leads to: a shell on the host."""
+    notebook = lab.notebook(_OPEN_TERMINAL, kernel=kernel)
+    notebook.run(0)
+    time.sleep(1.0 if not opened else 0.0)
+    wait_until(lambda: len(server.request("GET", "terminals")) == opened, PATIENCE_S, f"{opened} terminals")
+    for terminal in server.request("GET", "terminals"):
+        server.request("DELETE", f"terminals/{terminal['name']}")
+
+
+class Assault:
+    """Runs attacks under one kernel. ``expected``: the names of those that are waited for."""
+
+    def __init__(self, lab: Lab, kernel: str, expected: set[str]) -> None:
+        self.lab = lab
+        self.page = lab.page
+        self.kernel = kernel
+        self.expected = expected
+        self.witness = Witness(lab.page)
+        self.acts: dict[str, Callable[[Notebook, Attack], None]] = {
+            "click": self._click,
+            "corner": self._corner,
+            "inspect": self._inspect,
+            "contextual-help": self._contextual_help,
+            "complete": self._complete,
+            "debug": self._debug,
+            "help": self._help,
+            "reload": self._reload,
+        }
+
+    def run(self, attacks: list[Attack]) -> Witness:
+        """All of them: first those that need nobody, then those that need a person, then those that need a notebook."""
+        for attack in (attack for attack in attacks if attack.alone):
+            self._one_by_one([attack])
+        if active := [attack for attack in attacks if attack.act and not attack.alone]:
+            self._one_by_one(active)
+        self._together([attack for attack in attacks if not (attack.act or attack.alone)])
+        return self.witness
+
+    def _together(self, attacks: list[Attack]) -> None:
+        notebook = self._open(attacks)
+        run_all(notebook)
+        if not self.expected:
+            self.page.wait_for_timeout(SETTLING_S * 1000)
+            return
+        self._until_seen({attack.name for attack in attacks})
+        for index, attack in enumerate(attacks, 1):
+            if attack.name in self.expected - self.witness.look():
+                notebook.run(index)
+                self._until_seen({attack.name})
+
+    def _one_by_one(self, attacks: list[Attack]) -> None:
+        notebook = self._open(attacks)
+        notebook.run(0)
+        panel = self.page.evaluate(f"() => {_CURRENT}.id")
+        for index, attack in enumerate(attacks, 1):
+            self.witness.current = attack.name
+            notebook.run(index)
+            if attack.act:
+                self.acts[attack.act](notebook, attack)
+            self._until_seen({attack.name})
+            self.witness.current = ""
+            self._tidy(panel, index)
+        if not self.expected:
+            self.page.wait_for_timeout(SETTLING_S * 1000)
+
+    def _open(self, attacks: list[Attack]) -> Notebook:
+        notebook = self.lab.notebook(PRELUDE, *cells_of(attacks, self.lab), "attacked", kernel=self.kernel)
+        self.page.evaluate(_SHOW_ALL_CELLS)
+        return notebook
+
+    def _until_seen(self, names: set[str]) -> None:
+        """Wait for those that are expected. That some do not come is the test's to say."""
+        deadline = time.monotonic() + PATIENCE_S
+        while (names & self.expected) - self.witness.look() and time.monotonic() < deadline:
+            self.page.wait_for_timeout(20)
+
+    def _tidy(self, panel: str, index: int) -> None:
+        """Out of the next attack's way: what this one has put out, and what Lab says of it."""
+        while (button := self.page.locator(".jp-Dialog-button")).count():
+            button.first.click()
+        if self.page.evaluate(f"id => {_CURRENT}?.id === id", panel):
+            self.page.evaluate(_CLEAR, index)
+        self.page.keyboard.press("Escape")
+
+    # ---- what a person does
+
+    def _click(self, notebook: Notebook, attack: Attack) -> None:
+        for target in attack.targets():
+            found = self._find(notebook, target)
+            if found is None:
+                return
+            try:
+                found.click(timeout=APPEARS_S * 1000)
+            except Error:
+                # covered or moved away: then it is nothing that a person can click
+                continue
+
+    def _find(self, notebook: Notebook, target: str) -> Locator | None:
+        """Wherever it is shown, also in a frame within a frame."""
+        deadline = time.monotonic() + APPEARS_S
+        while True:
+            inside = [frame.locator(target) for frame in self.page.frames[1:]]
+            for found in (notebook.panel.locator(".jp-Cell-outputArea").locator(target), *inside):
+                if found.count():
+                    return found.first
+            if time.monotonic() > deadline:
+                return None
+            self.page.wait_for_timeout(50)
+
+    def _corner(self, notebook: Notebook, attack: Attack) -> None:
+        self.page.wait_for_timeout(200)
+        self.page.mouse.click(900, 12)
+
+    def _inspect(self, notebook: Notebook, attack: Attack) -> None:
+        self._at_end(notebook)
+        self.page.keyboard.press("Shift+Tab")
+        self.page.locator(".jp-Tooltip").wait_for()
+
+    def _contextual_help(self, notebook: Notebook, attack: Attack) -> None:
+        self.page.evaluate("() => window.jupyterapp.commands.execute('inspector:open')")
+        self._at_end(notebook)
+        self.page.keyboard.press("Home")
+        self.page.locator(".jp-Inspector-content *").first.wait_for()
+
+    def _complete(self, notebook: Notebook, attack: Attack) -> None:
+        self._at_end(notebook)
+        self.page.keyboard.press("Tab")
+        self.page.locator(".jp-Completer-item").first.wait_for()
+
+    def _debug(self, notebook: Notebook, attack: Attack) -> None:
+        notebook.tool("debugger-icon")
+        self.page.locator(".jp-DebuggerVariables-body", has_text=attack.at[0]).first.wait_for()
+        self.page.evaluate(_RENDER_VARIABLE, attack.at[0])
+        self.page.locator(".jp-VariableRendererPanel").first.wait_for()
+
+    def _help(self, notebook: Notebook, attack: Attack) -> None:
+        self._reload(notebook, attack)
+        panel = self.page.evaluate(f"() => {_CURRENT}.id")
+        for number in (1, 2, 3):
+            self.page.evaluate(_TO_FRONT, panel)
+            self.page.locator(".lm-MenuBar-itemLabel", has_text="Help").click()
+            item = self.page.locator(".lm-Menu-itemLabel", has_text=f"kernel link {number}")
+            if item.count():
+                item.click()
+            else:
+                self.page.keyboard.press("Escape")
+
+    def _reload(self, notebook: Notebook, attack: Attack) -> None:
+        notebook.saved()
+        self.page.reload()
+        self.lab.current()
+
+    def _at_end(self, notebook: Notebook) -> None:
+        notebook.edit(notebook.panel.locator(".jp-Cell").count() - 1)
+
+
+def cells_of(attacks: Iterable[Attack], lab: Lab) -> list[NotebookNode]:
+    """A cell each; one that fails does not keep the next from running."""
+    metadata = {"tags": ["raises-exception"]}
+    return [nbformat.v4.new_code_cell(attack.cell(lab.server.url), metadata=metadata) for attack in attacks]
+
+
+def run_all(notebook: Notebook) -> None:
+    """Run all cells of a notebook, and wait for the last one."""
+    last = notebook.panel.locator(".jp-Cell").count() - 1
+    notebook.menu("Run", "Run All Cells")
+    wait_until(lambda: notebook.prompt(last)[1:2].isdigit(), 100.0, "all cells have run")
+    notebook.until_status("idle")
