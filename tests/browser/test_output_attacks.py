@@ -18,9 +18,13 @@ from tests.conftest import wait_until
 from tests.lab_server import LabServer
 
 PRELUDE, ATTACKS = load()
+import os  # DEV
+if os.environ.get("ONLY"): ATTACKS = [a for a in ATTACKS if any(a.name.startswith(w) for w in os.environ["ONLY"].split(","))]  # DEV
+def dev(*a):  # DEV
+    print(f"{time.monotonic():.2f}", *a, file=open("/tmp/attack.log", "a"), flush=True)  # DEV
 SUCCEED = {attack.name for attack in ATTACKS if attack.under_trusted}
 #: how long an attack that is expected is waited for; it is run once more after that
-PATIENCE_S = 4.0
+PATIENCE_S = 2.0
 #: how long one that is not expected has, after all of them have run
 SETTLING_S = 4.0
 #: how long something to click on is looked for
@@ -33,6 +37,10 @@ _SHOW_ALL_CELLS = f"{_CURRENT}.content.notebookConfig = {{...{_CURRENT}.content.
 _CLEAR = f"n => {_CURRENT}.content.widgets[n].outputArea.model.clear()"
 _RENDER_VARIABLE = "name => window.jupyterapp.commands.execute('debugger:render-mime-variable', {name})"
 _TO_FRONT = "id => window.jupyterapp.shell.activateById(id)"
+_CLOSE_OTHERS = """id => {
+    for (const widget of [...window.jupyterapp.shell.widgets('main')]) if (widget.id !== id) widget.close();
+    window.jupyterapp.shell.activateById(id);
+}"""
 _OPEN_TERMINAL = """\
 from IPython.display import HTML
 HTML("<p>plain</p><script>fetch('/api/terminals', {method: 'POST', headers: {'X-XSRFToken': "
@@ -109,6 +117,7 @@ class Assault:
         self.page = lab.page
         self.kernel = kernel
         self.expected = expected
+        self.page.set_default_timeout(10_000)  # DEV
         self.witness = Witness(lab.page)
         self.acts: dict[str, Callable[[Notebook, Attack], None]] = {
             "click": self._click,
@@ -130,17 +139,19 @@ class Assault:
         self._together([attack for attack in attacks if not (attack.act or attack.alone)])
         return self.witness
 
-    def _together(self, attacks: list[Attack]) -> None:
+    def _together(self, attacks: list[Attack], again: bool = True) -> None:
         notebook = self._open(attacks)
+        dev("opened")  # DEV
         run_all(notebook)
+        dev("ran all")  # DEV
         if not self.expected:
             self.page.wait_for_timeout(SETTLING_S * 1000)
             return
         self._until_seen({attack.name for attack in attacks})
-        for index, attack in enumerate(attacks, 1):
-            if attack.name in self.expected - self.witness.look():
-                notebook.run(index)
-                self._until_seen({attack.name})
+        dev("missing", [a.name for a in attacks if a.name in self.expected - self.witness.look()])  # DEV
+        missing = [attack for attack in attacks if attack.name in self.expected - self.witness.look()]
+        if missing and again:
+            self._together(missing, again=False)
 
     def _one_by_one(self, attacks: list[Attack]) -> None:
         notebook = self._open(attacks)
@@ -150,10 +161,15 @@ class Assault:
             self.witness.current = attack.name
             notebook.run(index)
             if attack.act:
-                self.acts[attack.act](notebook, attack)
+                try:  # DEV
+                    self.acts[attack.act](notebook, attack)  # DEV
+                except Exception as e:  # DEV
+                    dev(attack.name, str(e))  # DEV
             self._until_seen({attack.name})
             self.witness.current = ""
-            self._tidy(panel, index)
+            dev(attack.name, attack.under_trusted, self.witness.seen.get(attack.name)), (self.lab.shot("dev-" + attack.name) if attack.name in self.expected - self.witness.look() else 0)  # DEV
+            if not attack.alone:
+                self._tidy(panel, index)
         if not self.expected:
             self.page.wait_for_timeout(SETTLING_S * 1000)
 
@@ -172,8 +188,10 @@ class Assault:
         """Out of the next attack's way: what this one has put out, and what Lab says of it."""
         while (button := self.page.locator(".jp-Dialog-button")).count():
             button.first.click()
-        if self.page.evaluate(f"id => {_CURRENT}?.id === id", panel):
-            self.page.evaluate(_CLEAR, index)
+        self.witness.close_popups()
+        self.page.bring_to_front()
+        self.page.evaluate(_CLOSE_OTHERS, panel)
+        self.page.evaluate(_CLEAR, index)
         self.page.keyboard.press("Escape")
 
     # ---- what a person does
@@ -185,7 +203,8 @@ class Assault:
                 return
             try:
                 found.click(timeout=APPEARS_S * 1000)
-            except Error:
+            except Error as e:
+                dev(str(e))  # DEV
                 # covered or moved away: then it is nothing that a person can click
                 continue
 
@@ -203,7 +222,9 @@ class Assault:
 
     def _corner(self, notebook: Notebook, attack: Attack) -> None:
         self.page.wait_for_timeout(200)
-        self.page.mouse.click(900, 12)
+        box = notebook.panel.locator(".jp-WindowedPanel-outer").bounding_box()
+        assert box is not None
+        self.page.mouse.click(box["x"] + 5, box["y"] + 40)
 
     def _inspect(self, notebook: Notebook, attack: Attack) -> None:
         self._at_end(notebook)
@@ -243,6 +264,7 @@ class Assault:
         notebook.saved()
         self.page.reload()
         self.lab.current()
+        self.page.evaluate(_SHOW_ALL_CELLS)
 
     def _at_end(self, notebook: Notebook) -> None:
         notebook.edit(notebook.panel.locator(".jp-Cell").count() - 1)

@@ -10,7 +10,7 @@ from playwright.sync_api import BrowserContext, Dialog, Page, Request, Route, We
 
 _MARK = re.compile(r"\battack=([a-z0-9-]+)")
 #: requests that Lab itself makes only if a person, or an attack that passes for one, wants a terminal or a new file
-_LABS_OWN = re.compile(r"/api/(terminals|contents)/?$")
+_LABS_OWN = re.compile(r"/api/(terminals|contents)/?(\?\d+)?$")
 _ANSWER = {"status": 204}
 
 
@@ -27,6 +27,7 @@ class Witness:
         #: whose doing it is if Lab itself is made to open a terminal
         self.current = ""
         self._page = page
+        self._popups: list[Page] = []
         context: BrowserContext = page.context
         context.route(re.compile("attack(=|%3D)"), self._attack)
         context.route(_LABS_OWN, self._labs_own)
@@ -40,6 +41,14 @@ class Witness:
         if found := _MARK.search(name):
             self._note(found[1], f"the window's name is {name}")
         return set(self.seen)
+
+    def close_popups(self) -> None:
+        """Close the windows that have been opened, once their scripts have had the time to run."""
+        for popup in self._popups:
+            if not popup.is_closed():
+                popup.wait_for_timeout(200)
+                popup.close()
+        self._popups.clear()
 
     def told(self, names: set[str]) -> str:
         """What such attacks have done, for a failing test."""
@@ -62,9 +71,8 @@ class Witness:
             route.fallback()
 
     def _popup(self, page: Page) -> None:
-        # its requests have been seen; what it shows is of no interest
         page.on("websocket", self._websocket)
-        page.close()
+        self._popups.append(page)
 
     def _dialog(self, dialog: Dialog) -> None:
         # "leave this page?" is for a person who still sees it
