@@ -19,10 +19,13 @@ from tests.lab_server import LabServer
 
 PRELUDE, ATTACKS = load()
 import os  # DEV
+SUCCEED = {attack.name for attack in ATTACKS if attack.under_trusted}  # DEV
 if os.environ.get("ONLY"): ATTACKS = [a for a in ATTACKS if any(a.name.startswith(w) for w in os.environ["ONLY"].split(","))]  # DEV
+if os.environ.get("PASSIVE"): ATTACKS = [a for a in ATTACKS if not a.act and not a.alone]  # DEV
+if os.environ.get("ACTIVE"): ATTACKS = [a for a in ATTACKS if a.act and not a.alone]  # DEV
+SUCCEED &= {a.name for a in ATTACKS}  # DEV
 def dev(*a):  # DEV
     print(f"{time.monotonic():.2f}", *a, file=open("/tmp/attack.log", "a"), flush=True)  # DEV
-SUCCEED = {attack.name for attack in ATTACKS if attack.under_trusted}
 #: how long an attack that is expected is waited for; it is run once more after that
 PATIENCE_S = 2.0
 #: how long one that is not expected has, after all of them have run
@@ -280,5 +283,11 @@ def run_all(notebook: Notebook) -> None:
     """Run all cells of a notebook, and wait for the last one."""
     last = notebook.panel.locator(".jp-Cell").count() - 1
     notebook.menu("Run", "Run All Cells")
-    wait_until(lambda: notebook.prompt(last)[1:2].isdigit(), 100.0, "all cells have run")
+    t0 = time.monotonic(); seen = []  # DEV
+    def f():  # DEV
+        p = [q for q in notebook.prompts()]  # DEV
+        n = sum(q[1:2].isdigit() for q in p)  # DEV
+        if not seen or seen[-1] != n: seen.append(n); dev("progress", n)  # DEV
+        return notebook.prompt(last)[1:2].isdigit()  # DEV
+    wait_until(f, 200.0, "all cells have run")  # DEV
     notebook.until_status("idle")
