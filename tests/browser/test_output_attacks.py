@@ -31,7 +31,7 @@ PATIENCE_S = 2.0
 #: how long one that is not expected has, after all of them have run
 SETTLING_S = 4.0
 #: how long something to click on is looked for
-APPEARS_S = 1.0
+APPEARS_S = 0.5
 #: under `static`, where there is neither HTML nor a widget: some of each kind
 OF_EACH_KIND = 6
 
@@ -120,9 +120,8 @@ class Assault:
         self.page = lab.page
         self.kernel = kernel
         self.expected = expected
-        self.page.set_default_timeout(10_000)  # DEV
         self.witness = Witness(lab.page)
-        self.acts: dict[str, Callable[[Notebook, Attack], None]] = {
+        self.acts: dict[str, Callable[[Notebook, Attack, int], None]] = {
             "click": self._click,
             "corner": self._corner,
             "inspect": self._inspect,
@@ -134,47 +133,61 @@ class Assault:
         }
 
     def run(self, attacks: list[Attack]) -> Witness:
-        """All of them: first those that need nobody, then those that need a person, then those that need a notebook."""
+        """All of them: first those that need a notebook, then those that need a person, then those that need nobody."""
         for attack in (attack for attack in attacks if attack.alone):
             self._one_by_one([attack])
-        if active := [attack for attack in attacks if attack.act and not attack.alone]:
-            self._one_by_one(active)
+        acting = [attack for attack in attacks if attack.act and not attack.alone]
+        self._one_by_one([attack for attack in acting if attack.act != "click"])
+        self._clicks([attack for attack in acting if attack.act == "click"])
         self._together([attack for attack in attacks if not (attack.act or attack.alone)])
         return self.witness
 
     def _together(self, attacks: list[Attack], again: bool = True) -> None:
+        if not attacks:
+            return
         notebook = self._open(attacks)
         dev("opened")  # DEV
         run_all(notebook)
         dev("ran all")  # DEV
-        if not self.expected:
-            self.page.wait_for_timeout(SETTLING_S * 1000)
-            return
         self._until_seen({attack.name for attack in attacks})
-        dev("missing", [a.name for a in attacks if a.name in self.expected - self.witness.look()])  # DEV
         missing = [attack for attack in attacks if attack.name in self.expected - self.witness.look()]
+        dev("missing", [a.name for a in missing])  # DEV
         if missing and again:
             self._together(missing, again=False)
+        elif not self.expected:
+            self.page.wait_for_timeout(SETTLING_S * 1000)
+
+    def _clicks(self, attacks: list[Attack]) -> None:
+        if not attacks:
+            return
+        notebook = self._open(attacks)
+        run_all(notebook)
+        for index, attack in enumerate(attacks, 1):
+            self._act(notebook, attack, index)
 
     def _one_by_one(self, attacks: list[Attack]) -> None:
+        if not attacks:
+            return
         notebook = self._open(attacks)
         notebook.run(0)
-        panel = self.page.evaluate(f"() => {_CURRENT}.id")
         for index, attack in enumerate(attacks, 1):
-            self.witness.current = attack.name
             notebook.run(index)
-            if attack.act:
-                try:  # DEV
-                    self.acts[attack.act](notebook, attack)  # DEV
-                except Exception as e:  # DEV
-                    dev(attack.name, str(e))  # DEV
-            self._until_seen({attack.name})
-            self.witness.current = ""
-            dev(attack.name, attack.under_trusted, self.witness.seen.get(attack.name)), (self.lab.shot("dev-" + attack.name) if attack.name in self.expected - self.witness.look() else 0)  # DEV
-            if not attack.alone:
-                self._tidy(panel, index)
-        if not self.expected:
-            self.page.wait_for_timeout(SETTLING_S * 1000)
+            self._act(notebook, attack, index)
+
+    def _act(self, notebook: Notebook, attack: Attack, index: int) -> None:
+        """Do what a person does, see what comes of it, and tidy up."""
+        panel = self.page.evaluate(f"() => {_CURRENT}.id")
+        self.witness.current = attack.name
+        if attack.act:
+            try:  # DEV
+                self.acts[attack.act](notebook, attack, index)  # DEV
+            except Exception as e:  # DEV
+                dev(attack.name, str(e))  # DEV
+        self._until_seen({attack.name})
+        dev(attack.name, attack.under_trusted, self.witness.seen.get(attack.name)), (self.lab.shot("dev-" + attack.name) if attack.name in self.expected - self.witness.look() else 0)  # DEV
+        self.witness.current = ""
+        if not attack.alone:
+            self._tidy(panel, index)
 
     def _open(self, attacks: list[Attack]) -> Notebook:
         notebook = self.lab.notebook(PRELUDE, *cells_of(attacks, self.lab), "attacked", kernel=self.kernel)
@@ -199,9 +212,9 @@ class Assault:
 
     # ---- what a person does
 
-    def _click(self, notebook: Notebook, attack: Attack) -> None:
+    def _click(self, notebook: Notebook, attack: Attack, index: int) -> None:
         for target in attack.targets():
-            found = self._find(notebook, target)
+            found = self._find(notebook, index, target)
             if found is None:
                 return
             try:
@@ -211,48 +224,48 @@ class Assault:
                 # covered or moved away: then it is nothing that a person can click
                 continue
 
-    def _find(self, notebook: Notebook, target: str) -> Locator | None:
+    def _find(self, notebook: Notebook, index: int, target: str) -> Locator | None:
         """Wherever it is shown, also in a frame within a frame."""
         deadline = time.monotonic() + APPEARS_S
         while True:
             inside = [frame.locator(target) for frame in self.page.frames[1:]]
-            for found in (notebook.panel.locator(".jp-Cell-outputArea").locator(target), *inside):
+            for found in (notebook.output(index).locator(target), *inside):
                 if found.count():
                     return found.first
             if time.monotonic() > deadline:
                 return None
             self.page.wait_for_timeout(50)
 
-    def _corner(self, notebook: Notebook, attack: Attack) -> None:
+    def _corner(self, notebook: Notebook, attack: Attack, index: int) -> None:
         self.page.wait_for_timeout(200)
         box = notebook.panel.locator(".jp-WindowedPanel-outer").bounding_box()
         assert box is not None
         self.page.mouse.click(box["x"] + 5, box["y"] + 40)
 
-    def _inspect(self, notebook: Notebook, attack: Attack) -> None:
+    def _inspect(self, notebook: Notebook, attack: Attack, index: int) -> None:
         self._at_end(notebook)
         self.page.keyboard.press("Shift+Tab")
         self.page.locator(".jp-Tooltip").wait_for()
 
-    def _contextual_help(self, notebook: Notebook, attack: Attack) -> None:
+    def _contextual_help(self, notebook: Notebook, attack: Attack, index: int) -> None:
         self.page.evaluate("() => window.jupyterapp.commands.execute('inspector:open')")
         self._at_end(notebook)
         self.page.keyboard.press("Home")
         self.page.locator(".jp-Inspector-content *").first.wait_for()
 
-    def _complete(self, notebook: Notebook, attack: Attack) -> None:
+    def _complete(self, notebook: Notebook, attack: Attack, index: int) -> None:
         self._at_end(notebook)
         self.page.keyboard.press("Tab")
         self.page.locator(".jp-Completer-item").first.wait_for()
 
-    def _debug(self, notebook: Notebook, attack: Attack) -> None:
+    def _debug(self, notebook: Notebook, attack: Attack, index: int) -> None:
         notebook.tool("debugger-icon")
         self.page.locator(".jp-DebuggerVariables-body", has_text=attack.at[0]).first.wait_for()
         self.page.evaluate(_RENDER_VARIABLE, attack.at[0])
         self.page.locator(".jp-VariableRendererPanel").first.wait_for()
 
-    def _help(self, notebook: Notebook, attack: Attack) -> None:
-        self._reload(notebook, attack)
+    def _help(self, notebook: Notebook, attack: Attack, index: int) -> None:
+        self._reload(notebook, attack, index)
         panel = self.page.evaluate(f"() => {_CURRENT}.id")
         for number in (1, 2, 3):
             self.page.evaluate(_TO_FRONT, panel)
@@ -263,7 +276,7 @@ class Assault:
             else:
                 self.page.keyboard.press("Escape")
 
-    def _reload(self, notebook: Notebook, attack: Attack) -> None:
+    def _reload(self, notebook: Notebook, attack: Attack, index: int) -> None:
         notebook.saved()
         self.page.reload()
         self.lab.current()
