@@ -9,9 +9,10 @@ from contextlib import closing
 import pytest
 from playwright.sync_api import FrameLocator, Locator, expect
 
-from tests.browser.lab import Lab, Notebook
+from tests.browser.lab import TIMEOUT_S, Lab, Notebook
 from tests.browser.policies import CHARTS, profiles
 from tests.cli.command import vm_kernel
+from tests.conftest import wait_until
 from tests.lab_server import LabServer
 from vm_kernel.pool.client import PoolConnection
 
@@ -66,12 +67,18 @@ ALTAIR = """\
 import altair as alt, pandas as pd
 alt.renderers.enable('png')
 alt.Chart(pd.DataFrame({'a': [1, 2], 'b': [3, 5]})).mark_bar().encode(x='a:O', y='b')"""
-ALTAIR_SPEC = "alt.renderers.enable('default')\nalt.Chart(pd.DataFrame({'a': [1]})).mark_bar().encode(x='a:O')"
+ALTAIR_SPEC = "alt.renderers.enable('mimetype')\nalt.Chart(pd.DataFrame({'a': [1]})).mark_bar().encode(x='a:O')"
 
 
 def shown(notebook: Notebook, index: int) -> Locator:
     """What a cell has put out, once it has run, in sight."""
     notebook.run(index)
+    return in_sight(notebook, index)
+
+
+def in_sight(notebook: Notebook, index: int) -> Locator:
+    """What a cell has put out: Lab does not lay out what is outside the window."""
+    notebook.cell(index).scroll_into_view_if_needed()
     output = notebook.output(index)
     output.scroll_into_view_if_needed()
     return output
@@ -174,20 +181,21 @@ def test_a_styled_table_keeps_its_colours(lab: Lab, charts: str) -> None:
 
 def test_charts_of_plotly_bokeh_and_altair(lab: Lab, charts: str) -> None:
     notebook = lab.notebook(PLOTLY, PLOTLY_WHOLE, BOKEH_LOAD, BOKEH, ALTAIR, ALTAIR_SPEC, kernel=charts)
+    notebook.menu("Run", "Run All Cells")
+    wait_until(lambda: notebook.prompt(5) == "[6]:", TIMEOUT_S, "all cells have run")
     for index in (0, 1):
-        output = shown(notebook, index)
+        output = in_sight(notebook, index)
         expect(inside(output).locator(".bars path").first).to_be_attached()
         assert 380 < height(output) < 500
         lab.shot(f"output-plotly-{index}")
-    shown(notebook, 2)
-    output = shown(notebook, 3)
+    output = in_sight(notebook, 3)
     expect(inside(output).locator("canvas").first).to_be_attached()
     assert 300 < height(output) < 500
     lab.shot("output-bokeh")
-    picture = shown(notebook, 4).locator("img")
+    picture = in_sight(notebook, 4).locator("img")
     expect(picture).to_have_js_property("complete", True)
     assert picture.evaluate("image => image.naturalWidth") > 50
-    expect(shown(notebook, 5)).to_contain_text("not shown under the output policy 'isolated'")
+    expect(in_sight(notebook, 5)).to_contain_text("not shown under the output policy 'isolated'")
 
 
 def test_a_saved_notebook_has_what_was_let_through(lab: Lab) -> None:
