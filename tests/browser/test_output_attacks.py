@@ -55,13 +55,13 @@ def _policies(server: LabServer) -> Iterator[None]:
         yield
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_no_attack_succeeds(lab: Lab) -> None:
     witness = Assault(lab, ISOLATED, expected=set()).run(ATTACKS)
     assert not witness.look(), witness.told(witness.look())
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_under_trusted_they_do(lab: Lab) -> None:
     witness = Assault(lab, TRUSTED, expected=SUCCEED).run(ATTACKS)
     assert not SUCCEED - witness.look(), "these test nothing"
