@@ -55,13 +55,13 @@ def _policies(server: LabServer) -> Iterator[None]:
         yield
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_no_attack_succeeds(lab: Lab) -> None:
     witness = Assault(lab, ISOLATED, expected=set()).run(ATTACKS)
     assert not witness.look(), witness.told(witness.look())
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_under_trusted_they_do(lab: Lab) -> None:
     witness = Assault(lab, TRUSTED, expected=SUCCEED).run(ATTACKS)
     assert not SUCCEED - witness.look(), "these test nothing"
@@ -89,7 +89,7 @@ def test_under_static_plain_text_is_all_that_is_left(lab: Lab) -> None:
     assault = Assault(lab, STATIC, expected=set())
     witness = assault.run(chosen)
     assert not witness.look(), witness.told(witness.look())
-    notebook = lab.current()
+    notebook = Notebook(lab)
     shown = "\n".join(notebook.output(index).inner_text() for index in range(1, len(chosen) + 1))
     assert shown.count("plain text") > len(chosen) / 2
     for kind in ("iframe", "svg", ".jupyter-widgets"):
