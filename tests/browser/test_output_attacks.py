@@ -92,7 +92,7 @@ def test_under_static_plain_text_is_all_that_is_left(lab: Lab) -> None:
     notebook = Notebook(lab)
     shown = "\n".join(notebook.output(index).inner_text() for index in range(1, len(chosen) + 1))
     assert shown.count("plain text") > len(chosen) / 2
-    for kind in ("iframe", "svg", ".jupyter-widgets"):
+    for kind in ("iframe", ".jp-RenderedHTML", ".jupyter-widgets"):
         expect(notebook.panel.locator(f".jp-Cell-outputArea {kind}")).to_have_count(0)
 
 
