@@ -6,6 +6,7 @@ where. Under the policy ``trusted`` everything passes as it is, but for what the
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -67,6 +68,7 @@ class Gate:
         build = self._published.get(message.msg_type)
         if self.policy == TRUSTED or build is None:
             return message
+        message = _with_whole_characters(message)
         content = build(message)
         return None if content is None else _with_content(message, content)
 
@@ -75,6 +77,7 @@ class Gate:
         build = self._replies.get(message.msg_type)
         if build is None or (self.policy == TRUSTED and message.msg_type != "kernel_info_reply"):
             return message
+        message = _with_whole_characters(message)
         return _with_content(message, build(message.content))
 
     # ---- iopub
@@ -166,6 +169,15 @@ def _payload(entry: object) -> Content | None:
     if entry.get("source") == "set_next_input" and isinstance(entry.get("text"), str):
         return {"source": "set_next_input", "text": entry["text"], "replace": entry.get("replace") is True}
     return None
+
+
+def _with_whole_characters(message: GuestMessage) -> GuestMessage:
+    """Without halves of surrogate pairs, which JSON can spell: no notebook that has one can be saved."""
+    if b"\\ud" not in message.parts[3].lower():
+        return message
+    text = json.dumps(message.content, ensure_ascii=False)
+    content = json.loads(text.encode(errors="replace"))
+    return message if content == message.content else _with_content(message, content)
 
 
 def _with_content(message: GuestMessage, content: Content) -> GuestMessage:
