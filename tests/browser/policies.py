@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,10 +19,11 @@ CHARTS = f"{KERNEL_NAME}-charts"
 @contextmanager
 def profiles(**settings: dict[str, Any]) -> Iterator[None]:
     """Further profiles of the pool, and a kernel ``vm-sandbox-NAME`` for each."""
-    for name in settings:
-        install(name=f"{KERNEL_NAME}-{name}", profile=name)
+    installed = [install(name=f"{KERNEL_NAME}-{name}", profile=name) for name in settings]
     configure(f"c.PoolConfig.profiles.update({settings!r})")
     try:
         yield
     finally:
         configure("")
+        for spec in installed:
+            shutil.rmtree(spec)
