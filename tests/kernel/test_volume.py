@@ -231,6 +231,7 @@ async def test_a_100_mb_comm_buffer_goes_either_way(roomy: tuple[AsyncKernelMana
     manager, session = roomy
     made = await session.run(TARGET)
     assert made.status == "ok", made.reply["content"]
+    session.send("comm_open", {"comm_id": "volume-1", "target_name": "volume", "data": {}})
     opened = await session.run("print(send(100))", timeout_s=120)
     assert opened.status == "ok", opened.reply["content"]
     (arrived,) = [m for m in opened.iopub if m["msg_type"] == "comm_msg"]
@@ -248,16 +249,18 @@ async def test_a_100_mb_comm_buffer_goes_either_way(roomy: tuple[AsyncKernelMana
 
 TARGET = """
 import hashlib, os
-from comm import create_comm
 received = []
+comms = []
 def note(message):
     view = message['buffers'][0]
     received.extend([len(view), hashlib.sha256(view).hexdigest()])
-comm = create_comm('volume')
-comm.on_msg(note)
+def opened(comm, message):
+    comm.on_msg(note)
+    comms.append(comm)
+get_ipython().kernel.comm_manager.register_target('volume', opened)
 def send(mib):
     data = os.urandom(1 << 20) * mib
-    comm.send({}, buffers=[data])
+    comms[0].send({}, buffers=[data])
     return hashlib.sha256(data).hexdigest()
 """
 
