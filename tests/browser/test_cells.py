@@ -16,7 +16,7 @@ def test_cells_show_what_they_print_return_display_and_raise(lab: Lab) -> None:
     notebook = lab.notebook(
         "x = 6\nprint('printed', x)",
         "x * 7",
-        "from IPython.display import HTML\nHTML('<b id=bold>bold</b>')",
+        "from IPython.display import HTML\nHTML('<b>bold</b>')",
         "import sys; print('complaint', file=sys.stderr)",
         "1 / 0",
     )
@@ -25,7 +25,7 @@ def test_cells_show_what_they_print_return_display_and_raise(lab: Lab) -> None:
     assert [notebook.prompt(index) for index in range(5)] == [f"[{n}]:" for n in range(1, 6)]
     expect(notebook.output(0)).to_have_text("printed 6\n")
     expect(notebook.output(1)).to_have_text("[2]:42")
-    expect(notebook.output(2).locator("b#bold")).to_be_visible()
+    expect(notebook.output(2).locator("b", has_text="bold")).to_be_visible()
     expect(notebook.output(3).locator('[data-mime-type="application/vnd.jupyter.stderr"]')).to_have_text("complaint\n")
     expect(notebook.output(4)).to_contain_text("ZeroDivisionError: division by zero")
     assert [output["output_type"] for n in range(5) for output in notebook.outputs(n)] == [

@@ -74,7 +74,7 @@ def test_pages_are_text_and_nothing_else_comes_with_a_reply() -> None:
         "user_expressions": {"a": {"status": "ok", "data": EVIL}},
     }
     shown = passed("execute_reply", content | {"more": EVIL})
-    assert [entry["source"] for entry in shown["payload"]] == ["page", "set_next_input"]
+    assert [entry["source"] for entry in shown["payload"]] == ["page", "set_next_input", "ask_exit"]
     assert shown["payload"][0]["data"] == {"text/plain": "x"}
     assert "sandbox" in shown["user_expressions"]["a"]["data"]["text/html"]
     assert "more" not in shown

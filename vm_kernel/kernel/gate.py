@@ -158,7 +158,7 @@ class Gate:
 
 
 def _payload(entry: object) -> Content | None:
-    """Pages as text, and text for the next cell; what ends sessions or opens editors is not the guest's."""
+    """Pages as text, text for the next cell, and ``exit`` in a console; what opens files and editors is not there."""
     if not isinstance(entry, dict):
         return None
     data = entry.get("data")
@@ -168,6 +168,8 @@ def _payload(entry: object) -> Content | None:
         return {"source": "page", "data": {"text/plain": text}, "start": start if type(start) is int else 0}
     if entry.get("source") == "set_next_input" and isinstance(entry.get("text"), str):
         return {"source": "set_next_input", "text": entry["text"], "replace": entry.get("replace") is True}
+    if entry.get("source") == "ask_exit":
+        return {"source": "ask_exit", "keepkernel": entry.get("keepkernel") is True}
     return None
 
 
