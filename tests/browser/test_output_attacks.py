@@ -180,6 +180,8 @@ class Assault:
             self._tidy(panel, index)
 
     def _open(self, attacks: list[Attack]) -> Notebook:
+        """A notebook of their own, and no other beside it: each has a VM."""
+        self.lab.server.end_kernels()
         notebook = self.lab.notebook(PRELUDE, *cells_of(attacks, self.lab), "attacked", kernel=self.kernel)
         self.page.evaluate(_SHOW_ALL_CELLS)
         return notebook
