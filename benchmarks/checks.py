@@ -52,20 +52,23 @@ _OUTPUTS: dict[str, tuple[int, str, dict[str, object]]] = {
 def measure_checks(results: Results, rounds: int) -> None:
     """Both in turn, on the same messages: processor time."""
     for key, (count, content) in _CONTENTS.items():
-        header = _HEADER | {"msg_type": "display_data"}
-        parts = [b"topic", *(json.dumps(part).encode() for part in (header, header, {}, content))]
+        parts = _parts("display_data", content)
         body = pack_parts(parts)
         for _ in range(rounds):
             results.add(key, _us(count, lambda: parse_guest(unpack_parts(body))), OURS)  # noqa: B023
             results.add(key, _us(count, lambda: [json.loads(part) for part in parts[1:]]), STOCK)  # noqa: B023
     for key, (count, msg_type, content) in _OUTPUTS.items():
-        header = _HEADER | {"msg_type": msg_type}
-        parts = [b"topic", *(json.dumps(part).encode() for part in (header, header, {}, content))]
+        parts = _parts(msg_type, content)
         for _ in range(rounds):
             for policy, who in (("isolated", OURS), ("trusted", STOCK)):
                 gate = Gate(lambda comm_id: None, dict)
                 gate.policy = policy
                 results.add(key, _us(count, lambda: gate.published(parse_guest(parts))), who)  # noqa: B023
+
+
+def _parts(msg_type: str, content: dict[str, object]) -> list[bytes]:
+    header = _HEADER | {"msg_type": msg_type}
+    return [b"topic", *(json.dumps(part).encode() for part in (header, header, {}, content))]
 
 
 def _us(count: int, work: Callable[[], object]) -> float:

@@ -18,7 +18,6 @@ from vm_kernel.kernel.wire import to_json
 
 Content = dict[str, Any]
 
-
 #: what an answer of the Debug Adapter Protocol has
 _DEBUG = ("type", "seq", "request_seq", "success", "command", "message", "body")
 
@@ -90,8 +89,7 @@ class Gate:
         return {"data": data, "metadata": metadata, "transient": kept}
 
     def _result(self, message: GuestMessage) -> Content:
-        count = message.content.get("execution_count")
-        return self._display(message) | {"execution_count": count if type(count) is int else 0}
+        return self._display(message) | {"execution_count": _integer(message.content.get("execution_count"))}
 
     def _comm_open(self, message: GuestMessage) -> Content | None:
         """What clients do not hear of is closed, as a front end does that does not know the target."""
@@ -111,11 +109,11 @@ class Gate:
 
     def _execute_reply(self, content: Content) -> Content:
         payload, expressions = content.get("payload"), content.get("user_expressions")
-        status, count = content.get("status"), content.get("execution_count")
+        status = content.get("status")
         made: Content = {"status": status if status in ("ok", "error", "aborted") else "error"}
         if made["status"] == "aborted":
             return made
-        made["execution_count"] = count if type(count) is int else 0
+        made["execution_count"] = _integer(content.get("execution_count"))
         if made["status"] == "error":
             made |= rules.error(content)
         entries = payload if isinstance(payload, list) else []
@@ -163,9 +161,8 @@ def _payload(entry: object) -> Content | None:
         return None
     data = entry.get("data")
     if entry.get("source") == "page" and isinstance(data, dict):
-        start = entry.get("start")
         text = rules.as_text(data.get("text/plain")) or ""
-        return {"source": "page", "data": {"text/plain": text}, "start": start if type(start) is int else 0}
+        return {"source": "page", "data": {"text/plain": text}, "start": _integer(entry.get("start"))}
     if entry.get("source") == "set_next_input" and isinstance(entry.get("text"), str):
         return {"source": "set_next_input", "text": entry["text"], "replace": entry.get("replace") is True}
     if entry.get("source") == "ask_exit":
@@ -173,9 +170,13 @@ def _payload(entry: object) -> Content | None:
     return None
 
 
+def _integer(value: object) -> int:
+    return value if type(value) is int else 0
+
+
 def _with_whole_characters(message: GuestMessage) -> GuestMessage:
     """Without halves of surrogate pairs, which JSON can spell: no notebook that has one can be saved."""
-    if b"\\ud" not in message.parts[3].lower():
+    if b"\\ud" not in message.parts[3] and b"\\uD" not in message.parts[3]:
         return message
     text = json.dumps(message.content, ensure_ascii=False)
     content = json.loads(text.encode(errors="replace"))

@@ -91,7 +91,8 @@ class Reloading:
             return [f"profile {name} was removed; sessions that have a VM of it keep it"]
         before = pool.profile
         pool.configure(profile, config)
-        publish_policy(profile)
+        if profile.outputs != before.outputs:
+            publish_policy(profile)
         return _profile_changed(before, profile)
 
     async def _forget_when_empty(self, pool: ProfilePool) -> None:

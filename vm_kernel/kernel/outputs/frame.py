@@ -9,6 +9,7 @@ Source: HTML standard, sandboxing flags and policy containers; CSP Level 3, fram
 from __future__ import annotations
 
 import re
+from html import escape
 
 #: characters of HTML that a frame may have; plotly.js takes five million
 MAX_FRAME = 16_000_000
@@ -53,16 +54,16 @@ def framed(html: str, libraries: str = "") -> str | None:
     if len(inside) > MAX_ESCAPED:
         return None
     box = _BOX.format(height=_height(html))
-    return f'{box}{_FRAME}{_escaped(_AROUND)}{inside}{_escaped(QUOTE_END)}"></iframe></div>'
-
-
-#: ends the attribute and the frame that _AROUND begins
-QUOTE_END = '"></iframe>'
+    return f"{box}{_BEGIN}{inside}{_END}"
 
 
 def _escaped(text: str) -> str:
     """For an attribute in double quotes; angle brackets as well, for readers that are not browsers."""
-    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;").replace(">", "&gt;")
+    return escape(text, quote=False).replace('"', "&quot;")
+
+
+#: what stands before and after what is inside
+_BEGIN, _END = _FRAME + _escaped(_AROUND), _escaped('"></iframe>') + '"></iframe></div>'
 
 
 def _height(html: str) -> int:

@@ -50,7 +50,8 @@ _DECORATION = frozenset(
     "loading decoding slot part hidden translate xmlns is".split()
 )
 _LINK = re.compile(r"https?://[^\s\\]+|mailto:[^\s\\]+", re.IGNORECASE)
-_PICTURE = re.compile(r"data:image/(?:png|jpeg|jpg|gif|webp);base64,[A-Za-z0-9+/=\s]*")
+#: the address of a picture that is fetched from nowhere
+PICTURE = re.compile(r"data:image/(?:png|jpeg|jpg|gif|webp);base64,[A-Za-z0-9+/=\s]*")
 _TAG = re.compile(r"<([a-z!][^\s/>]*)", re.IGNORECASE)
 _STYLE_SHEET = re.compile(r"<style\b[^<>]*>([^<]*)</style\s*>", re.IGNORECASE)
 #: looks at all siblings or all descendants of an element
@@ -106,7 +107,7 @@ def _kept(tag: str, name: str, value: str) -> str | None:
     if name == "href":
         return value if _LINK.fullmatch(value.strip()) else None
     if name == "src":
-        return value if _PICTURE.fullmatch(value) else None
+        return value if PICTURE.fullmatch(value) else None
     return value
 
 

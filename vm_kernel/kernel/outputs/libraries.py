@@ -46,10 +46,9 @@ class Libraries:
         before = self._elements if cell == self._cell else ""
         self._cell, self._elements = cell, (before + html)[-_MAX_ELEMENTS:]
 
-    def needed(self, cell: str, script: str) -> str:
-        """What goes ahead of a script that a cell displays."""
-        scripts = [text for name, text in self._scripts.items() if name in script]
-        return "".join(scripts)
+    def needed(self, script: str) -> str:
+        """What goes ahead of a script."""
+        return "".join(text for name, text in self._scripts.items() if name in script)
 
     def elements(self, cell: str) -> str:
         """The HTML that a cell has displayed before."""

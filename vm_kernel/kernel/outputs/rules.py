@@ -71,9 +71,8 @@ class Rules:
         text = as_text(value)
         if text is None:
             return None
-        if (inline := html.inline(text)) is not None:
-            return inline
-        return frame.framed(text, self._libraries.needed("", text))
+        inline = html.inline(text)
+        return inline if inline is not None else self._framed(text)
 
     def _shown(self, mime: str, value: object) -> object:
         """The value of a type that passes by itself; None: it does not."""
@@ -115,9 +114,12 @@ class Rules:
             return ""
         inline = html.inline(text)
         if inline is None:
-            return frame.framed(text, self._libraries.needed(cell, text))
+            return self._framed(text)
         self._libraries.note_elements(cell, text)
         return inline
+
+    def _framed(self, text: str) -> str | None:
+        return frame.framed(text, self._libraries.needed(text))
 
     def _script(self, page: str, script: str, cell: str) -> str | None:
         """A script runs in a frame, with the HTML that came with it or before it in the same cell."""
@@ -126,7 +128,7 @@ class Rules:
             return page and html.inline(page)
         around = page or self._libraries.elements(cell)
         element = '<div id="output"></div><script>const element = document.getElementById("output")</script>'
-        return frame.framed(f"{around}{element}{tagged}", self._libraries.needed(cell, script))
+        return frame.framed(f"{around}{element}{tagged}", self._libraries.needed(script))
 
 
 def as_text(value: object) -> str | None:

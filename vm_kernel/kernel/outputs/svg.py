@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from vm_kernel.kernel.outputs import css
+from vm_kernel.kernel.outputs.html import PICTURE
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -22,7 +23,6 @@ TAGS = frozenset(
     "feColorMatrix feComposite feFlood feMerge feMergeNode switch view".split()
 )
 _NAME = re.compile(r"[A-Za-z][\w.-]*")
-_PICTURE = re.compile(r"data:image/(?:png|jpeg|jpg|gif|webp);base64,[A-Za-z0-9+/=\s]*")
 _OWN_PART = re.compile(r"#[^\s\"'<>]*")
 
 
@@ -54,11 +54,9 @@ def _local(tag: object) -> str:
 
 
 def _rebuilt(element: Element) -> Element:
-    from xml.etree.ElementTree import Element
-
     name = _local(element.tag)
     kept = (_attribute(key, value) for key, value in element.items())
-    made = Element(name, {key: value for key, value in kept if key})
+    made = element.makeelement(name, {key: value for key, value in kept if key})
     if name == "svg":
         made.set("xmlns", _NAMESPACE)
     made.text, made.tail = element.text, element.tail
@@ -74,7 +72,7 @@ def _attribute(key: str, value: str) -> tuple[str, str]:
     """An attribute as it may stay; an empty name: it may not."""
     key = key.removeprefix(_XLINK)
     if key == "href":
-        return (key, value) if _OWN_PART.fullmatch(value) or _PICTURE.fullmatch(value) else ("", "")
+        return (key, value) if _OWN_PART.fullmatch(value) or PICTURE.fullmatch(value) else ("", "")
     if not _NAME.fullmatch(key) or key.lower().startswith("on") or css.fetches_beyond(value):
         return "", ""
     return key, value

@@ -70,7 +70,6 @@ _NOT_LINKED = frozenset({*_HTML, *_MEDIA, "LabelModel", "OutputModel", *_LINKS, 
 #: prefixes of classes that belong to the interface of a front end
 _TAKEN_CLASSES = ("jp-", "lm-", "p-", "lab-", "cm-", "bp", "jupyter", "fa-")
 
-
 #: in the place of a model's name: the comm behind CONTROL_TARGET, and any other that a client has opened
 _CONTROL, _CLIENTS_OWN = "control", "client"
 
