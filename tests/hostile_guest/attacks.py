@@ -208,6 +208,13 @@ def one_text(a: Attacker) -> None:
     a.say("stream", b'{"name": "stdout", "text": "' + b"x" * (60 * MIB) + "\U0001f600".encode() + b'"}', parent={})
 
 
+def one_text_with_half_a_character(a: Attacker) -> None:
+    """The same, with what has to be taken out of it."""
+    text = b"x" * (60 * MIB) + "\U0001f600".encode() + b"\\ud800"
+    a.say("stream", b'{"name": "stdout", "text": "' + text + b'"}', parent={})
+    a.say("display_data", b'{"metadata": {}, "data": {"text/plain": "' + text + b'"}}', parent={})
+
+
 def json_bombs(a: Attacker) -> None:
     """Three bytes of JSON become seventy of memory."""
     for unit in (b"{},", b'{"a":1},', b'"",'):
@@ -255,6 +262,7 @@ IGNORED: dict[str, Attack] = {
     "updates": Attack(updates),
     "small_buffers": Attack(small_buffers, 256),
     "one_text": Attack(one_text, 768),
+    "one_text_with_half_a_character": Attack(one_text_with_half_a_character, 1024),
     "json_bombs": Attack(json_bombs, 512),
     "large_buffers": Attack(large_buffers, 1024),
 }

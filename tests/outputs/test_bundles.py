@@ -256,12 +256,6 @@ def test_text_may_come_in_lines_and_nothing_else() -> None:
     assert shown([]) == {}  # type: ignore[arg-type]
 
 
-def test_half_a_character_is_none() -> None:
-    for mime in ("text/html", "text/markdown", "image/svg+xml", "text/plain", "application/javascript"):
-        found = shown({mime: "<b>\ud800</b>", "text/plain": "\ud800"})
-        assert all(value.encode() for value in found.values())
-
-
 def test_of_the_metadata_sizes_are_left() -> None:
     data = {"image/png": "aGk=", "text/html": "<b>x</b>"}
     metadata = {"image/png": {"width": 3, "x": 1}, "text/html": {"isolated": True}, "isolated": True, "height": "9"}

@@ -111,6 +111,10 @@ def test_half_a_character_does_not_leave() -> None:
         ("stream", r'{"name": "stdout", "text": "a\ud800"}'),
         ("error", r'{"ename": "\uDFFF", "evalue": "\ud800", "traceback": ["\ud800"]}'),
         ("display_data", r'{"data": {"application/json": {"\ud800": ["\ud800"]}}, "metadata": {}}'),
+        *(
+            ("display_data", rf'{{"data": {{"{mime}": "<b>\ud800</b>", "text/plain": "\ud800"}}, "metadata": {{}}}}')
+            for mime in ("text/html", "text/markdown", "image/svg+xml", "text/latex", "application/javascript")
+        ),
     ]:
         shown = made.published(message(msg_type, {}, raw))
         assert shown is not None

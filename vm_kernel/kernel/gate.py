@@ -6,7 +6,6 @@ where. Under the policy ``trusted`` everything passes as it is, but for what the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -178,9 +177,18 @@ def _with_whole_characters(message: GuestMessage) -> GuestMessage:
     """Without halves of surrogate pairs, which JSON can spell: no notebook that has one can be saved."""
     if b"\\ud" not in message.parts[3] and b"\\uD" not in message.parts[3]:
         return message
-    text = json.dumps(message.content, ensure_ascii=False)
-    content = json.loads(text.encode(errors="replace"))
-    return message if content == message.content else _with_content(message, content)
+    return _with_content(message, {_whole(key): _whole(value) for key, value in message.content.items()})
+
+
+def _whole(value: Any) -> Any:
+    """One text at a time: all of a message's at once would need several times its memory."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode(errors="replace").decode()
+    if isinstance(value, list):
+        return [_whole(entry) for entry in value]
+    if isinstance(value, dict):
+        return {_whole(key): _whole(entry) for key, entry in value.items()}
+    return value
 
 
 def _with_content(message: GuestMessage, content: Content) -> GuestMessage:

@@ -132,12 +132,10 @@ class Rules:
 
 
 def as_text(value: object) -> str | None:
-    """The text of a bundle's value: a string, or a list of them as in notebook files. JSON's lone surrogates go."""
+    """The text of a bundle's value: a string, or a list of them as in notebook files."""
     if isinstance(value, list) and all(isinstance(line, str) for line in value):
         value = "".join(value)
-    if not isinstance(value, str):
-        return None
-    return value if value.isascii() else value.encode(errors="replace").decode()
+    return value if isinstance(value, str) else None
 
 
 def stream(content: Data) -> Data:
