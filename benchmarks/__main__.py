@@ -85,10 +85,10 @@ def _steps(results: Results, quick: bool) -> list[Step]:
 def _lab_steps(results: Results) -> list[Step]:
     results.aim_at_kvm()
     return [
-        ("leases", lambda: pool.measure_leases(results, 6)),
+        ("leases", lambda: pool.measure_leases(results, 4)),
         ("checkpoints", lambda: checkpoints.measure_checkpoints(results, 2, forks=0)),
-        ("starts and restarts", lambda: sessions.measure_starts(results, 2, whole=False)),
-        ("cells", lambda: sessions.measure_cells(results, 2, 10, prints=2)),
+        ("starts and restarts", lambda: sessions.measure_starts(results, 2, whole=False, warm_up=0)),
+        ("much output", lambda: sessions.measure_cells(results, 0, 0, prints=1)),
         ("requests", lambda: requests.measure_requests(results, 2, 10, hundred=False)),
     ]
 

@@ -19,12 +19,13 @@ TIMEOUT_S = 120.0
 PRINT_10_MB = "for _ in range(10_000):\n    print('x' * 999)"
 
 
-def measure_starts(results: Results, rounds: int, *, whole: bool = True) -> None:
+def measure_starts(results: Results, rounds: int, *, whole: bool = True, warm_up: int = 1) -> None:
     """Launch, first result, restart: a fresh kernel each time, the two sides in turn and in changing order.
 
-    Unless ``whole``, starts as nbclient makes them, and by a client that waits for the port, are left out.
+    Unless ``whole``, starts as nbclient makes them, and by a client that waits for the port, are left out. ``warm_up``:
+    rounds before those that count, to fill the page cache.
     """
-    for number in range(rounds + 1):
+    for number in range(warm_up + rounds):
         for side in _order(number):
             wait_until_quiet()
             seconds = _start_and_restart(side)
@@ -33,7 +34,7 @@ def measure_starts(results: Results, rounds: int, *, whole: bool = True) -> None
                 seconds |= _start_as_nbclient(side)
                 wait_until_quiet()
                 seconds["launch_to_info_open"] = _launch_to_open_port(side)
-            if number:  # the first round fills the page cache
+            if number >= warm_up:
                 for key, value in seconds.items():
                     results.add(key, 1000 * value, side)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.lab import host
 from tests.lab.image import RELEASES
-from tests.lab.suite import COMMAND, RESULTS
+from tests.lab.suite import RESULTS, command
 
 
 def main() -> int:
@@ -21,7 +21,8 @@ def main() -> int:
     parser.add_argument("command", nargs=argparse.REMAINDER, help="instead of the tests")
     args = parser.parse_args()
     say = partial(print, flush=True)
-    done = host.run(args.command or COMMAND, args.results, release=args.release, vcpus=args.vcpus, say=say)
+    wanted = (lambda _: args.command) if args.command else command
+    done = host.run(wanted, args.results, release=args.release, vcpus=args.vcpus, say=say)
     print("seconds:", done.seconds, "results:", done.results)
     return done.status
 

@@ -39,7 +39,7 @@ _PACKAGES = (
     "sudo",
 )
 _NOT_FROM_PYPI = "libvirt-python"
-_TEST_PACKAGES = ("pytest", "pytest-asyncio", "pytest-timeout")
+_TEST_PACKAGES = ("pytest", "pytest-asyncio", "pytest-reportlog", "pytest-rerunfailures", "pytest-timeout")
 #: what the initramfs loads to find the disks; KVM and vsock are loaded later, as on any host
 _EARLY_MODULES = ("crc32c_generic", "virtio_pci", "virtio_blk", "erofs", "overlay")
 _KEPT = 3

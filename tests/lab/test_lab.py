@@ -7,26 +7,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 
 from tests.lab.conftest import Lab
-from tests.lab.suite import CHOSEN
+from tests.lab.suite import CHOSEN, outcomes
+
+#: tests inside that may fail at first: QEMU's emulation of SVM broke one VM in some hundred, hardware does not
+MAX_REPEATED = 4
 
 
 @pytest.mark.timeout(2000)
 def test_the_tests_inside_pass(lab_host: Lab) -> None:
-    suite = ElementTree.parse(lab_host.results() / "junit.xml").getroot()
-    cases = list(suite.iter("testcase"))
-    bad = {
-        f"{case.get('classname')}::{case.get('name')}": outcome.get("message")
-        for case in cases
-        for outcome in case
-        if outcome.tag in ("failure", "error", "skipped")
-    }
+    found = outcomes(lab_host.results() / "reports")
+    bad = {name: outcome.said for name, outcome in found.items() if not outcome.passed}
     assert not bad, f"{lab_host.log} has the whole story"
-    assert len(cases) >= len(CHOSEN)
+    assert all(any(name.startswith(chosen) for name in found) for chosen in CHOSEN)
+    repeated = {name: outcome.said for name, outcome in found.items() if outcome.repeated}
+    assert len(repeated) <= MAX_REPEATED, repeated
     assert lab_host.process.returncode == 0
 
 

@@ -24,7 +24,7 @@ def golden(vm_home: Path) -> Iterator[None]:
     The pool's log comes out of the lab with the results.
     """
     connection = PoolConnection.open()
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + 900
     while True:
         (profile,) = (entry for entry in connection.status()["profiles"] if entry["name"] == "default")
         if profile["warm"]:

@@ -200,6 +200,7 @@ def test_a_connection_that_breaks_ends_the_vm(how: str, vm_home: Path, connectio
     assert event["event"] == "vm_gone"
 
 
+@pytest.mark.timeout(600)
 async def test_a_gigabyte_arrives_whole(warm_pool: None, tmp_path: Path) -> None:
     """A sparse file of zeros and, every 4 MiB and across the borders of messages, something that is not."""
     marks = 256
