@@ -33,7 +33,7 @@ _GOLDEN_BYTES = 6 << 30
 #: QEMU's emulation of SVM is not perfect: now and then the lab host's kernel finds itself with another guest's state in
 #: its registers and panics, or waits for ever for an interrupt that was lost. That says nothing about what is tested in
 #: it, so it is booted again.
-_ATTEMPTS = 4
+_ATTEMPTS = 8
 #: seconds without a line on the console after which the lab host is taken for stuck; ``host.sh`` writes one every 10 s
 _SILENCE_S = 90.0
 #: lower than other tests', which would otherwise be kept from their processors
