@@ -65,6 +65,7 @@ def _steps(results: Results, quick: bool) -> list[Step]:
     return [
         ("golden snapshots", lambda: pool.measure_golden(results, 1 if quick else 2)),
         ("leases", lambda: pool.measure_leases(results, 4 if quick else 102)),
+        ("clones that share no memory", lambda: pool.measure_own_memory(results, 2 if quick else 10)),
         ("from lease to lease", lambda: crowds.measure_turns(results, 2 if quick else 11)),
         ("checkpoints", lambda: checkpoints.measure_checkpoints(results, 2 if quick else 11)),
         ("agents", lambda: crowds.measure_agents(results, 1 if quick else 3)),

@@ -34,6 +34,7 @@ c.PoolConfig.idle_exit_s = 0
 c.PoolConfig.memory_overcommit = 10.0
 c.PoolConfig.profiles = {{
     "many": {{"min_warm": {MANY}, "max_vms": {MANY}}},
+    "own": {{"min_warm": 1, "max_vms": 3, "share_memory": False}},
     "crowd": {{"min_warm": {CROWD}, "max_vms": {CROWD}}},
 }}
 """

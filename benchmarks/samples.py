@@ -161,6 +161,7 @@ class Results:
                     specification="< 1000",
                 ),
                 Row("clone_to_warm", "pool: clone to warm", "s", 0.35),
+                Row("own_clone_to_warm", "  of one that shares no memory", "s"),
                 Row("clone_variation", "  standard deviation of the same", "%", 20.0, specification="< 20"),
                 Row("refill", "pool: from a lease to a full pool again", "s", 0.3, specification="< 1"),
                 Row("workflow", "acquire, execute, release", "s", 0.2, specification="< 5"),

@@ -37,6 +37,7 @@ class Profile:
     ttl_s: float
     files: str
     outputs: str
+    share_memory: bool
     allow: list[str]
     allow_private: list[str]
 
@@ -62,8 +63,8 @@ class PoolConfig(EgressSettings):
         86400.0, min=0.0, help="A warm VM that is older than so many seconds is replaced by a new one; 0: never."
     ).tag(config=True)
     profiles = Dict(
-        help="More profiles by name; each may set image, memory_mib, vcpus, min_warm, max_vms, ttl_s, files, "
-        "outputs, allow, allow_private. What it leaves out is as above. The profile 'default' is always there.",
+        help="More profiles by name; each may set image, memory_mib, vcpus, min_warm, max_vms, ttl_s, files, outputs, "
+        "share_memory, allow, allow_private. What it leaves out is as above. The profile 'default' is always there.",
     ).tag(config=True)
     files = Enum(
         FILE_RULES,
@@ -78,6 +79,12 @@ class PoolConfig(EgressSettings):
         help="What of a VM's output reaches the browser. isolated: HTML is sanitised, or shown with its scripts in a "
         "sandboxed frame; widgets are ipywidgets' own. static: text and pictures. trusted: everything as it is, with "
         "all the rights that it has in the notebook server's page: for code of your own. Also for each profile.",
+    ).tag(config=True)
+    share_memory = Bool(
+        True,
+        help="Whether VMs share the pages of their golden snapshot's memory that they have not changed. A guest could "
+        "measure which of them a sibling uses. False: each VM has a copy of all its memory, which takes that much of "
+        "the host for each, and longer to fork. Also for each profile.",
     ).tag(config=True)
     prepared = Int(
         1,
@@ -188,6 +195,7 @@ class PoolConfig(EgressSettings):
             "ttl_s": self.ttl_s,
             "files": self.files,
             "outputs": self.outputs,
+            "share_memory": self.share_memory,
             "allow": self.allow,
             "allow_private": self.allow_private,
         }
@@ -221,6 +229,7 @@ class Checked(HasTraits):
     ttl_s = Float(0.0, min=0.0)
     files = Enum(FILE_RULES)
     outputs = Enum(OUTPUT_POLICIES)
+    share_memory = Bool()
     allow = NameList("allow")
     allow_private = NameList("allow_private")
 

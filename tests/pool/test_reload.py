@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import vm_kernel
-from tests.conftest import CONFIG, service_pid, stop_service, wait_until, write_config
+from tests.conftest import CONFIG, qemu_of, service_pid, stop_service, wait_until, write_config
 from tests.guest_session import GuestSession
 from tests.pool.rest import TIMEOUT_S, at_rest, profile, status
 from vm_kernel import paths
 from vm_kernel.errors import ConfigError, ImageError, UnknownProfile
 from vm_kernel.pool.client import PoolConnection
+from vm_kernel.vm.memory import unique_memory
 
 
 @pytest.fixture
@@ -116,3 +117,31 @@ def memory_of_a_vm() -> int:
         lease = connection.acquire()
         lease.stream.close()
         return lease.vm.memory_mib
+
+
+def test_vms_need_not_share_memory(service: int, vm_home: Path) -> None:
+    assert shared_by_a_vm(vm_home) > 0
+    assert "share_memory: True -> False" in reload("c.PoolConfig.share_memory = False")
+    wait_until(lambda: shared_by_a_vm(vm_home) == 0, TIMEOUT_S, "warm VMs that share are replaced")
+    with closing(PoolConnection.open()) as connection:
+        lease = connection.acquire()
+        assert GuestSession(lease).value("6 * 7") == 42
+        assert unique_memory(qemu_of(vm_home, lease.vm.name)) >= lease.vm.memory_mib << 20
+        lease.stream.close()
+    assert status()["pid"] == service
+
+
+def shared_by_a_vm(home: Path) -> int:
+    """Bytes of the golden image that a VM, one that runs a cell, has in its memory and does not have for itself."""
+    with closing(PoolConnection.open()) as connection:
+        lease = connection.acquire()
+        assert GuestSession(lease).value("1 + 1") == 2
+        shared, of_ram = 0, False
+        for line in Path(f"/proc/{qemu_of(home, lease.vm.name)}/smaps").read_text().splitlines():
+            name, *rest = line.split()
+            if not name.endswith(":"):
+                of_ram = "memfd:vm-kernel-golden" in line
+            elif of_ram and name in ("Rss:", "Anonymous:"):
+                shared += (1024 if name == "Rss:" else -1024) * int(rest[0])
+        lease.stream.close()
+        return shared

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,30 @@ def test_a_checkpoint_has_every_page_that_the_clone_has_changed(place: Place, ti
             for vm in (machine, again):
                 vm.destroy()
             assert files_below(place.run) == []
+            golden.close()
+
+    in_child(body)
+
+
+def test_a_vm_that_shares_no_memory_has_checkpoints_no_larger_for_it(place: Place, tiny: VMSpec) -> None:
+    def body() -> None:
+        with place.hypervisor() as hv:
+            golden = place.snapshot(hv, replace(tiny, share_memory=False))
+            machine = clone(hv, golden, "vm-1")
+            assert sum(run.size for run in checkpoints._own_runs(machine.pid, golden)) == tiny.memory_mib << 20
+            assert machine.unique_memory() >= tiny.memory_mib << 20
+            saved = checkpoints.save(machine, golden, place.run / "c", ROOM)
+            assert 0 < saved.size < 32 << 20
+            os.kill(machine.pid, signal.SIGSTOP)
+            again = checkpoints.restore(prepare(hv, golden, "vm-2"), golden, saved)
+            os.kill(again.pid, signal.SIGSTOP)
+            theirs, ours = memory_of(machine, golden), memory_of(again, golden)
+            different = sum(theirs[place] != ours[place] for place in theirs)
+            assert theirs.keys() == ours.keys()
+            assert different * 4096 < saved.size, "but for what both have done since"
+            saved.delete()
+            for vm in (machine, again):
+                vm.destroy()
             golden.close()
 
     in_child(body)

@@ -118,10 +118,13 @@ def ksm(facts: Facts) -> Check:
     return Check("KSM", "ok", "off; and the memory of our VMs would be left out of it")
 
 
-def golden_memory(_facts: Facts) -> Check:
+def golden_memory(facts: Facts) -> Check:
     """What a fork costs: pages that no VM has changed are one page for all."""
-    said = "VMs of a profile share the unchanged pages of one snapshot: by timing, one may see which another reads"
-    hint = "Give those who must not learn of each other services of their own (VM_KERNEL_HOME, another user or host)."
+    if not facts.sharing:
+        return Check("golden memory", "ok", "no VM shares memory with another")
+    who = ", ".join(facts.sharing)
+    said = f"VMs of {who} share the unchanged pages of a snapshot: by timing, one may see which another reads"
+    hint = "Set c.PoolConfig.share_memory = False, also for a profile, if they must not learn of each other."
     return Check("golden memory", "warn", said, hint)
 
 

@@ -71,6 +71,7 @@ class Facts:
     seccomp_actions: str = ""
     user: str = ""
     uid: int = -1
+    sharing: list[str] = field(default_factory=list)
     vulnerabilities: dict[str, str] = field(default_factory=dict)
     swaps: list[Swap] = field(default_factory=list)
     qemus: list[Qemu] = field(default_factory=list)
@@ -91,6 +92,7 @@ def collect(config: PoolConfig) -> Facts:
         accelerator_reason=accelerator.summary,
         is_guest=re.search(r"^flags\s*:.*\bhypervisor\b", cpu, re.MULTILINE) is not None,
         kernel=platform.release(),
+        sharing=[profile.name for profile in config.all_profiles() if profile.share_memory],
         qemu=host.qemu_version(),
         libvirt=host.libvirt_version(),
         smt=_read(_CPU / "smt" / "active"),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from vm_kernel.config import PoolConfig
+from vm_kernel.config import PoolConfig, Profile
 from vm_kernel.pool.state import PooledVM
 from vm_kernel.vm.memory import available_mib, rough_unique_memory
+from vm_kernel.vm.spec import VMSpec
 
 #: MiB of the host's memory that a QEMU takes beside its guest's: code cache of the emulation, devices, heap
 OVERHEAD_MIB = 96
@@ -23,12 +24,16 @@ class Admission:
         self.config = config
         self._vms = vms
 
-    def refusal(self, memory_mib: int) -> str:
-        """Why no VM with so much memory can be started now, to show to a person; empty if it can."""
+    def refusal(self, wanted: Profile | VMSpec) -> str:
+        """Why no VM of that kind can be started now, to show to a person; empty if it can.
+
+        One that shares no memory takes all of it when it starts.
+        """
         available = available_mib() - self.config.memory_reserve_mib
-        needed = memory_mib + OVERHEAD_MIB
+        needed = wanted.memory_mib + OVERHEAD_MIB
         promised = sum(_not_taken_mib(vm) for vm in self._vms())
-        if needed + promised <= available * self.config.memory_overcommit:
+        room = needed <= available or wanted.share_memory
+        if room and needed + promised <= available * self.config.memory_overcommit:
             return ""
         return (
             f"the host has not the memory for another VM: {max(0, available)} MiB are free, it may take {needed}, "

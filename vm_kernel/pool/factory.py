@@ -103,8 +103,9 @@ class VMFactory:
         """
         image = open_image(profile.image)
         with self._building, clear_disk_errors("What VMs need", paths.home()):
-            key = golden_key(self._spec(image, profile), self.hypervisor.facts())
-        return key == source.golden.key
+            spec = self._spec(image, profile)
+            key = golden_key(spec, self.hypervisor.facts())
+        return key == source.golden.key and spec.share_memory == source.golden.spec.share_memory
 
     def prepare(self, source: Source, name: str) -> PreparedMachine:
         """Start a QEMU for :meth:`warm_machine` ahead of time. The caller holds the snapshot.
@@ -180,6 +181,7 @@ class VMFactory:
             vcpus=profile.vcpus,
             accelerator=self.accelerator.kind,
             transport=self.transport.kind,
+            share_memory=profile.share_memory,
         )
 
     def _publish(self, profile: Profile, image: Image) -> None:

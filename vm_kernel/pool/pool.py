@@ -201,7 +201,7 @@ class ProfilePool:
             wanted = max(wanted, 0 if self.error is None else 1)
             room = self.profile.max_vms - len(self.vms) - self.reserved
             for _ in range(min(wanted, room, at_once - booting)):
-                self.refusal = self.admission.refusal(self.profile.memory_mib)
+                self.refusal = self.admission.refusal(self.profile)
                 if self.refusal:
                     break
                 self.tasks.spawn(self._begin_boot(self.source))

@@ -58,7 +58,7 @@ async def _make_room(pool: ProfilePool, source: Source, tell: Callable[[str], No
     while True:
         if pool.ending is not None:
             raise pool.ending
-        pool.refusal = pool.admission.refusal(source.golden.spec.memory_mib)
+        pool.refusal = pool.admission.refusal(source.golden.spec)
         if len(pool.vms) < pool.profile.max_vms and not pool.refusal:
             return
         if pool.warm:

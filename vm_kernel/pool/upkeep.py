@@ -125,7 +125,7 @@ class Upkeep:
         if not surplus:
             if pool.error is not None or pool.trouble.pause_s or pool.source is None:
                 return
-            room = len(pool.vms) < pool.profile.max_vms and not pool.admission.refusal(pool.profile.memory_mib)
+            room = len(pool.vms) < pool.profile.max_vms and not pool.admission.refusal(pool.profile)
             if room and not await pool.boot():
                 return
         if vm in pool.warm:

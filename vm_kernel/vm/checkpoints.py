@@ -2,9 +2,10 @@
 
 A clone maps the golden RAM image privately. What it has changed since are the pages of that mapping that are its own;
 Linux tells which (``/proc/<pid>/pagemap``, see Documentation/admin-guide/mm/pagemap.rst in the kernel's source), and
-they can be read from outside (``/proc/<pid>/mem``). Together with the state of the devices they are everything: the
-disk is read-only. To bring a checkpoint back, its pages are written over the same golden image in a QEMU that waits
-for its state. Not here: whose checkpoint it is and how long it is kept (the pool), what the guest is told (``guest``).
+they can be read from outside (``/proc/<pid>/mem``). In a VM that shares no memory all pages are its own, so each is
+compared with the image. Together with the state of the devices they are everything: the disk is read-only. To bring a
+checkpoint back, its pages are written over the same golden image in a QEMU that waits for its state. Not here: whose
+checkpoint it is and how long it is kept (the pool), what the guest is told (``guest``).
 """
 
 from __future__ import annotations
@@ -89,6 +90,8 @@ def save(machine: Machine, golden: GoldenSnapshot, folder: Path, limit: int) -> 
                     runs = _own_runs(machine.pid, golden)
                     _check_size(_size(runs), limit)
                     pages = _copy_out(machine.pid, golden, runs, buffer)
+                if not golden.spec.share_memory:
+                    runs, pages = _changed(golden, runs, pages)
                 _write(folder, runs, pages)
             return _finish(golden, folder, runs, stopped.ms)
     except BaseException:
@@ -203,6 +206,26 @@ def _copy_out(pid: int, golden: GoldenSnapshot, runs: list[Run], buffer: mmap.mm
         pages.release()
         raise
     return pages
+
+
+def _changed(golden: GoldenSnapshot, runs: list[Run], pages: memoryview) -> tuple[list[Run], memoryview]:
+    """What of the VM's own pages differs from the golden image: a VM that shares none with it has all of them."""
+    changed: list[Run] = []
+    done = end = 0
+    with pages, mmap.mmap(golden.memfd, golden.spec.memory_mib << 20, prot=mmap.PROT_READ) as image:
+        for run in runs:
+            for offset in range(run.offset, run.offset + run.size, _PAGE):
+                page = bytes(pages[done : done + _PAGE])
+                done += _PAGE
+                if page == image[offset : offset + _PAGE]:
+                    continue
+                pages[end : end + _PAGE] = page
+                end += _PAGE
+                if changed and sum(changed[-1]) == offset:
+                    changed[-1] = Run(changed[-1].offset, changed[-1].size + _PAGE)
+                else:
+                    changed.append(Run(offset, _PAGE))
+        return changed, pages[:end]
 
 
 def _copy_in(pid: int, golden: GoldenSnapshot, runs: list[Run], source: Path) -> None:

@@ -150,5 +150,7 @@ def _ram(spec: VMSpec, role: Role) -> str:
     share = "on" if role.ram_shared else "off"
     # rom: RAM all the same; without it, QEMU would take memory that is opened read-only for a ROM
     access = ",readonly=on,rom=off" if role.ram_read_only else ""
-    where = f"mem-path={role.ram_path},share={share}{access}"
+    # writing to each page of a private mapping makes it the VM's own, and that is how QEMU allocates ahead
+    own = "" if role.boot or spec.share_memory else ",prealloc=on"
+    where = f"mem-path={role.ram_path},share={share}{access}{own}"
     return f"memory-backend-file,id=golden,size={spec.memory_mib}M,{where},merge=off,dump=off"

@@ -22,6 +22,7 @@ class VMSpec:
 
     ``initrd`` is the image's initrd with the guest agent appended; ``agent_digest`` names that agent.
     ``image_digest`` names the content of kernel, initrd and root, so that they need not be hashed here.
+    ``share_memory``: a clone shares the pages of the golden snapshot that it has not changed; else it copies them all.
     """
 
     kernel: Path
@@ -33,3 +34,4 @@ class VMSpec:
     vcpus: int
     accelerator: AcceleratorKind
     transport: TransportKind
+    share_memory: bool = True
