@@ -23,7 +23,9 @@ class Terminal:
         self.screen = io.StringIO()
         # without the question where the cursor is, which only a real terminal answers
         environment = os.environ | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
-        words = ["--kernel", kernel, "--ZMQTerminalInteractiveShell.highlighting_style=bw"]
+        # a busy machine may take a second to say that a cell is complete; then Enter would only break the line
+        shell = "--ZMQTerminalInteractiveShell"
+        words = ["--kernel", kernel, f"{shell}.highlighting_style=bw", f"{shell}.kernel_is_complete_timeout=30"]
         self.process = pexpect.spawn(
             program("jupyter-console"), words, env=environment, encoding="utf-8", dimensions=(40, 160)
         )

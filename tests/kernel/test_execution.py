@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 from jupyter_client.manager import AsyncKernelManager
 
-from tests.kernel.session import Session, connected
+from tests.kernel.session import Session, connected, vm_of
 
 
 async def test_a_cell_is_busy_prints_has_a_result_and_is_idle(session: Session) -> None:
@@ -14,6 +17,22 @@ async def test_a_cell_is_busy_prints_has_a_result_and_is_idle(session: Session) 
     assert cell.types[:2] == ["busy", "execute_input"]
     assert cell.types[-1] == "idle"
     assert cell.types.count("idle") == 1
+
+
+async def test_a_cell_is_busy_before_a_slow_guest_says_so(kernel: tuple[AsyncKernelManager, Session]) -> None:
+    manager, session = kernel
+    vm = vm_of(manager)
+    os.kill(vm, signal.SIGSTOP)
+    try:
+        first, second = session.client.execute("1 + 1"), session.client.execute("2 + 2")
+        await session.until(lambda: first in session.iopub, "busy", 10.0)
+        await session.drain(0.3)
+        assert [message["content"] for message in session.iopub[first]] == [{"execution_state": "busy"}]
+        assert second not in session.iopub
+    finally:
+        os.kill(vm, signal.SIGCONT)
+    for msg_id in (first, second):
+        assert (await session.finish(msg_id)).types == ["busy", "execute_input", "execute_result", "idle"]
 
 
 async def test_all_messages_of_a_launch_carry_one_session_id(session: Session) -> None:

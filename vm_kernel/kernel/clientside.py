@@ -197,6 +197,7 @@ class ClientSide:
         request.passed = True
         self._guest.send_request(request)
         request.let_go()
+        self._outlet.foretell()
 
     def _shutdown(self, request: Request) -> None:
         """Reply and end. The VM is not waited for: the pool destroys it when the lease's connection closes."""

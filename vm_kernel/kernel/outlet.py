@@ -32,6 +32,8 @@ class Outlet:
         self._sent = 0
         #: parent of what was published last: what is left out is announced there
         self._last_parent = b"{}"
+        #: whose status was published last
+        self._last_status: Request | None = None
         self.iopub = Iopub(sockets.iopub)
         self.iopub.announce = self.announce
 
@@ -47,6 +49,8 @@ class Outlet:
 
     def publish(self, msg_type: str, content: dict[str, Any], parent: Request | None) -> None:
         """A message of our own on iopub."""
+        if msg_type == "status":
+            self._last_status = parent
         self._publish(msg_type, _header_of(parent), b"{}", to_json(content))
 
     def busy(self, request: Request) -> None:
@@ -73,6 +77,15 @@ class Outlet:
         self.reply(request, content)
         self.idle(request)
 
+    def foretell(self) -> None:
+        """Say that the guest begins a cell when it is that cell's turn: emulated on a busy machine it takes its time.
+
+        jupyter_console takes the 'idle' of the request before for that of its cell if no 'busy' comes within 50 ms, and
+        then shows no output and no question of it until it has ended.
+        """
+        if (cell := self._requests.next_cell()) is not None:
+            self.busy(cell)
+
     def welcome(self, topic: bytes) -> None:
         """Greet a new subscriber (JEP 65)."""
         content = {"subscription": topic.decode(errors="replace")}
@@ -82,13 +95,19 @@ class Outlet:
     # ---- messages of the guest
 
     def relay_iopub(self, message: GuestMessage, parent: Request | None) -> None:
-        """Pass on what the guest published, as caused by ``parent``."""
+        """Pass on what the guest published, as caused by ``parent``; but not what ``foretell`` has said already."""
+        if message.msg_type == "status":
+            begins = message.content.get("execution_state") == "busy"
+            if begins and parent is not None and parent.busy and self._last_status is parent:
+                return
+            self._last_status = parent
         _, _, metadata, content, *buffers = message.parts
         self._publish(message.msg_type, _header_of(parent), metadata, content, buffers, message.address)
         if parent is not None and message.msg_type == "status":
             if message.content.get("execution_state") == "idle":
                 parent.idle = True
                 self._requests.settle(parent)
+                self.foretell()
             else:
                 parent.busy = True
 
@@ -110,6 +129,7 @@ class Outlet:
         frames = self._frames(request.reply_type, request.header_bytes, metadata, content, buffers)
         self._socket(request.channel).send_multipart([*request.identities, *frames])
         self._requests.settle(request)
+        self.foretell()
 
     def _publish(
         self,

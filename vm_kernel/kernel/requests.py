@@ -126,6 +126,13 @@ class Requests:
             if len(self._finished) > MAX_FINISHED:
                 self._finished.popitem(last=False)
 
+    def next_cell(self) -> Request | None:
+        """The cell that the guest begins now, if it has one, nothing that came before, and nothing to do beside it."""
+        first = next(iter(self._open.values()), None)
+        if first is None or not first.is_execute or not first.passed or first.busy:
+            return None
+        return None if any(request.in_subshell for request in self._open.values()) else first
+
     def running_cell(self) -> Request | None:
         """The cell that has begun and not ended, the first if there are several (in subshells).
 
