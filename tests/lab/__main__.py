@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ def main() -> int:
     parser.add_argument("command", nargs=argparse.REMAINDER, help="instead of the tests")
     args = parser.parse_args()
     say = partial(print, flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that its files go, too
     wanted = (lambda _: args.command) if args.command else command
     done = host.run(wanted, args.results, release=args.release, vcpus=args.vcpus, say=say)
     print("seconds:", done.seconds, "results:", done.results)
