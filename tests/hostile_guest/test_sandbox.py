@@ -34,7 +34,8 @@ async def test_what_can_be_left_out_is_left_out() -> None:
     async with Sandbox() as box, Sandbox() as neighbour:
         await works(box)
         growth = Growth(os.getpid())
-        for name in IGNORED.keys() - TOO_LARGE:
+        # in order: what the large ones at the end leave behind in this process would be counted for the others
+        for name in [name for name in IGNORED if name not in TOO_LARGE]:
             await box.execute(f"attack:{name}", timeout=120)
             await works(box)
             assert growth.mib < IGNORED[name].mib, name

@@ -26,7 +26,8 @@ async def test_all_cells_that_are_queued_when_one_fails_are_aborted(
         assert (await first.finish(failing)).reply["content"]["ename"] == "ZeroDivisionError"
         for client, msg_id in queued:
             cell = await client.finish(msg_id)
-            assert (cell.status, cell.types) == ("aborted", ["busy", "idle"])
+            # a cell that was announced is announced again if another's status came between
+            assert (cell.status, [*dict.fromkeys(cell.types)]) == ("aborted", ["busy", "idle"])
         assert (await second.run("'after'")).value == "'after'"
 
 
