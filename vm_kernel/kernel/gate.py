@@ -177,7 +177,7 @@ def _with_whole_characters(message: GuestMessage) -> GuestMessage:
     """Without halves of surrogate pairs, which JSON can spell: no notebook that has one can be saved."""
     if b"\\ud" not in message.parts[3] and b"\\uD" not in message.parts[3]:
         return message
-    return _with_content(message, {_whole(key): _whole(value) for key, value in message.content.items()})
+    return _with_content(message, _whole(message.content))
 
 
 def _whole(value: Any) -> Any:
