@@ -3,6 +3,8 @@
 SHELL := /bin/bash
 VENV := .venv/bin
 FUZZ_SECONDS := 150
+# processes that run tests, each with a pool of its own, see tests/workers.py
+WORKERS := 2
 # never the caller's own environment
 unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
 
@@ -12,7 +14,7 @@ help:
 	@echo "make demo    run a notebook inside a VM and show where it ran; the result is build/demo/quickstart.ipynb"
 	@echo "make lab     open JupyterLab with the kernel in its launcher; LAB_OPTIONS=... are options for it"
 	@echo "make test    run all checks and tests, on real VMs"
-	@echo "make test-lab   the tests of KVM and vsock, in an emulated host that has both; RELEASE=trixie: one of Debian 13"
+	@echo "make test-lab   the tests of KVM and vsock, and ratios to stock ipykernel, in an emulated host; RELEASE=trixie: of Debian 13"
 	@echo "make coverage   the tests once more, measured: how much of vm_kernel they run, kernels and services included"
 	@echo "make fuzz    ten minutes of fuzzing of what reads a guest's bytes; FUZZ_SECONDS=... for each target"
 	@echo "make soak    300 sessions with random kills: nothing may be left; build/soak.png shows the service's memory"
@@ -31,7 +33,7 @@ test:
 	$(VENV)/ruff check
 	$(VENV)/ruff format --check
 	$(VENV)/mypy
-	$(VENV)/pytest --ignore=tests/lab/test_lab.py
+	$(VENV)/pytest -n $(WORKERS) --no-loadscope-reorder --ignore=tests/lab/test_lab.py --ignore=tests/lab/test_figures.py
 
 # the whole story is in build/lab.log, the figures are in build/lab
 test-lab: export VM_KERNEL_LAB_RELEASE = $(or $(RELEASE),bookworm)
@@ -44,7 +46,7 @@ coverage: export COVERAGE_FILE = $(CURDIR)/build/coverage/data
 coverage:
 	@scripts/setup.sh lab test dev
 	@rm -rf build/coverage; mkdir -p build/coverage; chmod 1777 build/coverage
-	$(VENV)/coverage run -m pytest --ignore=tests/lab/test_lab.py
+	$(VENV)/coverage run -m pytest --ignore=tests/lab/test_lab.py --ignore=tests/lab/test_figures.py
 	@$(VENV)/coverage combine -q
 	$(VENV)/coverage report --skip-covered --fail-under=92
 

@@ -89,8 +89,8 @@ def _lab_steps(results: Results) -> list[Step]:
         ("leases", lambda: pool.measure_leases(results, 4)),
         ("checkpoints", lambda: checkpoints.measure_checkpoints(results, 2, forks=0)),
         ("starts and restarts", lambda: sessions.measure_starts(results, 2, whole=False, warm_up=0)),
-        ("much output", lambda: sessions.measure_cells(results, 0, 0, prints=1)),
-        ("requests", lambda: requests.measure_requests(results, 2, 10, hundred=False)),
+        ("much output", lambda: sessions.measure_cells(results, 0, 0, prints=1, megabytes=2)),
+        ("requests", lambda: requests.measure_requests(results, 2, 10, names=("cell", "completion"), hundred=False)),
     ]
 
 

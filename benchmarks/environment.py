@@ -110,4 +110,4 @@ def wait_until_quiet(profile: str = "default", timeout_s: float = 300.0) -> dict
             return seen
         if time.monotonic() > deadline:
             raise SystemExit(f"The pool is not quiet after {timeout_s:.0f} s: {facts}")
-        time.sleep(0.05)
+        time.sleep(0.2)  # to look is work for the service, too

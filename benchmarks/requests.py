@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import select
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from jupyter_client.manager import KernelManager
@@ -28,12 +28,14 @@ from vm_kernel.guest.channel import FrameStream
 from vm_kernel.pool.client import PoolConnection
 
 
-def measure_requests(results: Results, rounds: int, count: int, *, hundred: bool = True) -> None:
-    """Trivial cell, completion, comm; then, if ``hundred``, 100 cells, in sequence and at once."""
+def measure_requests(
+    results: Results, rounds: int, count: int, *, names: Iterable[str] = REQUESTS, hundred: bool = True
+) -> None:
+    """Trivial cell, completion and comm, or ``names``; then, if ``hundred``, 100 cells, in sequence and at once."""
     with _kernel(OURS) as ours, _kernel(STOCK) as stock, _bare_stream() as bare:
         inside = Inside(ours)
         wait_until_quiet()
-        for name in REQUESTS:
+        for name in names:
             usual_s = 0.1
             for _ in range(rounds):
                 seconds: dict[str, list[float]] = {"ours": [], "bare": [], "stock": []}

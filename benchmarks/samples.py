@@ -134,6 +134,7 @@ class Results:
                 Row("restart_to_result", "restart_kernel to the first cell's result", "ms"),
                 Row("trivial_cell", "trivial cell, by jupyter_client", "ms"),
                 Row("stdout_10mb", "10 MB of stdout", "s"),
+                Row("stdout_2mb", "2 MB of stdout", "s"),
                 *_requests("cell", "trivial cell"),
                 *_requests("completion", "completion"),
                 *_requests("comm", "comm round trip"),

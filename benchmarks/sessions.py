@@ -15,8 +15,8 @@ from benchmarks.environment import wait_until_quiet
 from benchmarks.samples import OURS, STOCK, Results
 
 TIMEOUT_S = 120.0
-#: ten thousand lines of a thousand bytes
-PRINT_10_MB = "for _ in range(10_000):\n    print('x' * 999)"
+#: a thousand lines of a thousand bytes, so many times
+PRINT_MB = "for _ in range(1000 * {}):\n    print('x' * 999)"
 
 
 def measure_starts(results: Results, rounds: int, *, whole: bool = True, warm_up: int = 1) -> None:
@@ -39,8 +39,9 @@ def measure_starts(results: Results, rounds: int, *, whole: bool = True, warm_up
                     results.add(key, 1000 * value, side)
 
 
-def measure_cells(results: Results, rounds: int, cells: int, prints: int = 3) -> None:
+def measure_cells(results: Results, rounds: int, cells: int, prints: int = 3, megabytes: int = 10) -> None:
     """Trivial cells and much output, in two kernels that run side by side."""
+    output = PRINT_MB.format(megabytes)
     with kernel(OURS) as ours, kernel(STOCK) as stock:
         clients = {OURS: ours[1], STOCK: stock[1]}
         wait_until_quiet()
@@ -53,7 +54,8 @@ def measure_cells(results: Results, rounds: int, cells: int, prints: int = 3) ->
                     results.add("trivial_cell", 1000 * _timed_cell(clients[side], "1 + 1"), side)
         for number in range(prints):
             for side in _order(number):
-                results.add("stdout_10mb", _timed_cell(clients[side], PRINT_10_MB, 10_000_000), side)
+                seconds = _timed_cell(clients[side], output, megabytes * 1_000_000)
+                results.add(f"stdout_{megabytes}mb", seconds, side)
 
 
 def _order(number: int) -> tuple[str, str]:

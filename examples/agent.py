@@ -21,18 +21,19 @@ CANDIDATES = {
     "hostile": "import shutil\nshutil.rmtree('/home/sandbox', ignore_errors=True)\nprint('all is gone')",
 }
 EXPECTED = "338350\n"
+TIMEOUT_S = 15
 
 
 async def attempt(code: str) -> ExecutionResult:
     """Run one candidate in a VM that exists for nothing else."""
     async with Sandbox() as box:
-        return await box.execute(code, timeout=5)
+        return await box.execute(code, timeout=TIMEOUT_S)
 
 
 def verdict(result: ExecutionResult) -> str:
     """What an agent would be told."""
     if result.status == "timeout":
-        return "did not end within 5 s"
+        return f"did not end within {TIMEOUT_S} s"
     if result.error is not None:
         return f"{result.error.name}: {result.error.message}"
     return "right" if result.stdout == EXPECTED else f"wrong: {result.stdout.strip()}"

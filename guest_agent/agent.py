@@ -290,13 +290,20 @@ def main() -> None:
 
 def _serve_in_vm() -> None:
     init.set_up()
-    transport = from_command_line(Path("/proc/cmdline").read_text().split())
+    words = Path("/proc/cmdline").read_text().split()
+    transport = from_command_line(words)
     kernel = Kernel(Path("/run/vm-kernel"), as_user=True)
     kernel.start()
-    kernel.warm_up()
+    kernel.warm_up(preloaded(words))
     agent = Agent(transport, kernel, in_vm=True)
     init.console("warm")
     agent.serve()
+
+
+def preloaded(words: list[str]) -> list[str]:
+    """The modules that the kernel's command line names: ``vm_kernel.preload=numpy,pandas``."""
+    values = [word.partition("=")[2] for word in words if word.startswith("vm_kernel.preload=")]
+    return [name for value in values for name in value.split(",") if name]
 
 
 def _serve_locally(fd: int) -> None:

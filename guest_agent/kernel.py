@@ -14,6 +14,7 @@ import sys
 import time
 import uuid
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +72,19 @@ class Kernel:
         self.iopub.connect(self._endpoint("iopub"))
         self.info = self._request("kernel_info_request", {}, timeout_s=120)
 
-    def warm_up(self) -> None:
-        """Use what a session will use, so that the snapshot has it in memory."""
-        self.run_silently("__import__('_vm_kernel_renew').preload()", timeout_s=300)
+    def warm_up(self, preload: Sequence[str]) -> None:
+        """Use what a session will use, those modules first, so that the snapshot has it in memory.
+
+        Raises RuntimeError if a module cannot be imported.
+        """
+        self.run_silently(f"__import__('_vm_kernel_renew').preload({list(preload)!r})", timeout_s=300)
         self.run_silently(
             f"__import__('_vm_kernel_interruptible').prepare({str(self.interrupt_facts)!r})", timeout_s=60
         )
         self._request("complete_request", {"code": "import os; os.pat", "cursor_pos": 17}, timeout_s=300)
         self._request("inspect_request", {"code": "print", "cursor_pos": 5, "detail_level": 0}, timeout_s=300)
+        # jupyter console waits a second for it, and takes a later one for the answer to what it asks next
+        self._request("history_request", {"hist_access_type": "tail", "n": 1000, "raw": True, "output": False}, 60)
         self.run_silently("pass", timeout_s=300)
         self.drop_iopub()
 

@@ -11,26 +11,25 @@ import gc
 import importlib
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
-#: imported before the snapshot, so that a session has them at once; an image without one of them goes without
-PRELOAD = (
-    "numpy",
-    "pandas",
-    "matplotlib.pyplot",
-    "matplotlib_inline.backend_inline",
-    "ipywidgets",
-    "ctypes",
-    "pexpect",
-)
+#: what most notebooks import: the default of ``PoolConfig.preload``. An image without one of them goes without
+USUAL = ("numpy", "pandas", "matplotlib.pyplot")
+_ALWAYS = ("ipywidgets", "ctypes", "pexpect")
 
 
-def preload() -> None:
-    """Import what most notebooks import and draw one figure that nobody sees. The agent calls it in the template."""
-    for name in PRELOAD:
-        with contextlib.suppress(ImportError):
+def preload(names: Sequence[str]) -> None:
+    """Import modules before the snapshot, so that a session has them at once; draw one figure that nobody sees.
+
+    The agent calls it in the template. Raises what an import raises, but nothing for a usual one that is not there.
+    """
+    for name in (*names, *_ALWAYS):
+        with contextlib.suppress(ImportError) if name in USUAL + _ALWAYS else contextlib.nullcontext():
             importlib.import_module(name)
-    if "matplotlib" in sys.modules:
+    if "matplotlib.pyplot" in sys.modules:
+        with contextlib.suppress(ImportError):
+            importlib.import_module("matplotlib_inline.backend_inline")
         _draw_unseen()
     if "pandas" in sys.modules:
         sys.modules["pandas"].DataFrame({"a": [1.5], "b": ["x"]})._repr_html_()

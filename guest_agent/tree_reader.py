@@ -4,16 +4,19 @@ Links are never followed: symbolic links and everything that is neither file nor
 
 Messages, as (fields, data): ``{"t": "begin", "bytes", "entries"}``, then ``{"t": "dir", "name", "mode"}`` for each
 folder and ``{"t": "file", "name", "size", "mode", "mtime_ns"}`` for each file, with its first bytes; the next ones come
-as ``{"t": "data"}``. The message with a file's last byte also has its ``sha256``.
-``{"t": "skip", "name", "why"}`` names what was left out.
+as ``{"t": "data"}``. The message with a file's last byte also has its ``crc32``. ``{"t": "skip", "name", "why"}`` names
+what was left out.
+
+The checksum is against mistakes on the way, for who lies can compute any digest of a lie; and a guest without KVM
+computes SHA-256 at 16 MB/s, CRC-32 at 170.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import stat
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -154,13 +157,13 @@ def _read(fd: int, entry: Entry) -> Iterator[bytes]:
 
 
 def _pieces(fields: dict[str, Any], size: int, pieces: Iterator[bytes]) -> Iterator[Message]:
-    digest, left = hashlib.sha256(), size
+    checksum, left = 0, size
     while True:
         piece = next(pieces, b"")
-        digest.update(piece)
+        checksum = zlib.crc32(piece, checksum)
         left -= len(piece)
         if not left:
-            fields["sha256"] = digest.hexdigest()
+            fields["crc32"] = checksum
         yield fields, piece
         if not left:
             return

@@ -121,14 +121,16 @@ make_environment() {
     done
 }
 
-# missing, or one of ours (nothing of the user's own in it) that lacks packages which were added since
+# missing, or one of ours (nothing of the user's own in it) that lacks packages which were added since, or is older than
+# what a first completion finds parsed in it
 stale_image() {
     ! "$venv/bin/python3" - 2>/dev/null <<'END'
 from vm_kernel.image import store, wheels
 
 manifest = store.open_image().manifest
 wanted, there = ({pin.partition("==")[0] for pin in pins} for pins in (wheels.locked(), manifest.requirements))
-raise SystemExit(not wanted <= there and there <= wanted and not manifest.apt)
+old = manifest.created_at < "2026-11-30" or not wanted <= there
+raise SystemExit(old and there <= wanted and not manifest.apt)
 END
 }
 

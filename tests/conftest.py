@@ -6,6 +6,7 @@ Every VM here is a real one. Golden snapshots, which are named by content, are s
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import shutil
 import tempfile
@@ -29,17 +30,19 @@ c.PoolConfig.max_vms = 12
 c.PoolConfig.acquire_timeout_s = 60.0
 c.PoolConfig.idle_exit_s = 0
 c.PoolConfig.profiles = {
-    "small": {"memory_mib": 256, "min_warm": 0, "max_vms": 2},
-    "roomy": {"memory_mib": 768, "min_warm": 0, "max_vms": 2},
+    "small": {"memory_mib": 256, "preload": [], "min_warm": 0, "max_vms": 2},
+    "roomy": {"memory_mib": 768, "preload": [], "min_warm": 0, "max_vms": 2},
 }
 """
+
+pytest_plugins = ["tests.workers"]
 
 StartKernel = Callable[..., AbstractAsyncContextManager[tuple[AsyncKernelManager, AsyncKernelClient]]]
 
 
 @pytest.fixture(scope="session")
-def vm_home() -> Iterator[Path]:
-    """A VM_KERNEL_HOME for this run, in the environment of everything that the tests start."""
+def vm_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A VM_KERNEL_HOME for this run, or this worker, in the environment of everything that the tests start."""
     images, golden = paths.images_dir(), paths.golden_dir()
     home = Path(tempfile.mkdtemp(prefix="vmk-"))
     home.chmod(0o755)
@@ -54,10 +57,22 @@ def vm_home() -> Iterator[Path]:
         # ahead of the kernelspecs that are installed beside this interpreter
         patch.setenv("JUPYTER_PATH", os.environ["JUPYTER_DATA_DIR"])
         write_config(CONFIG)
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            # workers that begin together do not each build a golden snapshot
+            with (tmp_path_factory.getbasetemp().parent / "golden-lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                _warm_up()
         yield home
         stop_service()
     assert not qemus(home), "a QEMU was left behind"
     shutil.rmtree(home)
+
+
+def _warm_up() -> None:
+    """Have a golden snapshot and a VM."""
+    connection = PoolConnection.open()
+    connection.acquire()
+    connection.close()
 
 
 @pytest.fixture
@@ -81,9 +96,7 @@ def lease(vm_home: Path) -> Iterator[Lease]:
 @pytest.fixture(scope="session")
 def warm_pool(vm_home: Path) -> None:
     """A pool that has its golden snapshot and a VM."""
-    connection = PoolConnection.open()
-    connection.acquire()
-    connection.close()
+    _warm_up()
 
 
 @pytest.fixture(scope="session")
@@ -165,9 +178,13 @@ def qemu_of(home: Path, vm: str) -> int:
 
 
 def ended(pid: int) -> bool:
-    """True if that process has ended, even if nobody has collected its exit status yet."""
+    """True if that process has ended, even if nobody has collected its exit status yet.
+
+    A first thread that is a zombie is not the last one: whoever watches the process still takes it for alive.
+    """
     try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        process = psutil.Process(pid)
+        return process.status() == psutil.STATUS_ZOMBIE and process.num_threads() == 1
     except psutil.NoSuchProcess:
         return True
 

@@ -22,6 +22,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     # Lab shows no completion that takes longer than a second; on a loaded machine without KVM the first one does
     "@jupyterlab/completer-extension:manager": {"providerTimeout": 30000},
 }
+#: Lab asks at each page load, with a second of Node's, whether its assets are to be built anew
+PAGE_CONFIG = {"buildCheck": False}
 
 
 class LabServer:
@@ -64,6 +66,7 @@ def lab_server(home: Path, root: Path) -> Iterator[LabServer]:
     settings = Path(os.environ["JUPYTER_CONFIG_DIR"], "labconfig", "default_setting_overrides.json")
     settings.parent.mkdir(exist_ok=True)
     settings.write_text(json.dumps(SETTINGS))
+    settings.with_name("page_config.json").write_text(json.dumps(PAGE_CONFIG))
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--expose-app-in-browser"]
     command += [f"--ServerApp.root_dir={root}", "--ServerApp.ip=127.0.0.1", "--ServerApp.port=0"]
     with (home / "jupyter-lab.log").open("wb") as log:

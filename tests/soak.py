@@ -25,7 +25,7 @@ from typing import NamedTuple
 import psutil
 from jupyter_client.manager import AsyncKernelManager
 
-from tests.conftest import eventually, qemu_of
+from tests.conftest import ended, eventually, qemu_of
 from tests.pool import rest
 from vm_kernel import Sandbox
 from vm_kernel.errors import VMDied
@@ -206,7 +206,7 @@ class Soak:
 
 def _is_down(pid: int) -> bool:
     with suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_STOPPED)
+        return ended(pid) or psutil.Process(pid).status() == psutil.STATUS_STOPPED
     return True
 
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from traitlets import Bool, Dict, Enum, Float, HasTraits, Int, TraitError, Unicode
+from traitlets import Bool, Dict, Enum, Float, HasTraits, Int, List, TraitError, Unicode
 from traitlets.config import Config
 from traitlets.config.loader import ConfigFileNotFound, PyFileConfigLoader
 
+from guest_agent.renew import USUAL
 from vm_kernel.config_egress import Egress, EgressSettings, NameList
 from vm_kernel.errors import ConfigError, UnknownProfile
 
@@ -22,6 +23,22 @@ ACCELERATORS = ("auto", "kvm", "tcg")
 TRANSPORTS = ("auto", "vsock", "virtio-serial")
 FILE_RULES = ("off", "get", "both")
 OUTPUT_POLICIES = ("isolated", "static", "trusted")
+#: characters that PoolConfig.preload may have together: a kernel's command line has 2048
+MAX_PRELOAD = 1000
+
+
+class ModuleList(List[Any]):
+    """Names of modules, which the template's command line has room for."""
+
+    def validate(self, obj: Any, value: Any) -> Any:
+        """Raises TraitError that says which entry is wrong."""
+        checked = super().validate(obj, list(value) if isinstance(value, tuple) else value)
+        for name in checked or []:
+            if not (isinstance(name, str) and name.isascii() and all(map(str.isidentifier, name.split(".")))):
+                raise TraitError(f"preload: {name!r} is not the name of a module, such as 'scipy.stats'.")
+        if len(",".join(checked or [])) > MAX_PRELOAD:
+            raise TraitError(f"preload: the names have more than {MAX_PRELOAD} characters together.")
+        return checked
 
 
 @dataclass(frozen=True)
@@ -38,6 +55,7 @@ class Profile:
     files: str
     outputs: str
     share_memory: bool
+    preload: list[str]
     allow: list[str]
     allow_private: list[str]
 
@@ -64,7 +82,8 @@ class PoolConfig(EgressSettings):
     ).tag(config=True)
     profiles = Dict(
         help="More profiles by name; each may set image, memory_mib, vcpus, min_warm, max_vms, ttl_s, files, outputs, "
-        "share_memory, allow, allow_private. What it leaves out is as above. The profile 'default' is always there.",
+        "share_memory, preload, allow, allow_private. What it leaves out is as above. There is always the profile "
+        "'default'.",
     ).tag(config=True)
     files = Enum(
         FILE_RULES,
@@ -85,6 +104,12 @@ class PoolConfig(EgressSettings):
         help="Whether VMs share the pages of their golden snapshot's memory that they have not changed. A guest could "
         "measure which of them a sibling uses. False: each VM has a copy of all its memory, which takes that much of "
         "the host for each, and longer to fork. Also for each profile.",
+    ).tag(config=True)
+    preload = ModuleList(
+        default_value=list(USUAL),
+        help="Modules that are imported in the template, so that each session has them at once: what your notebooks "
+        "begin with. What they take of a VM's memory they take in every session. Of numpy, pandas and "
+        "matplotlib.pyplot an image without them goes without; any other must be there. Also for each profile.",
     ).tag(config=True)
     prepared = Int(
         1,
@@ -196,6 +221,7 @@ class PoolConfig(EgressSettings):
             "files": self.files,
             "outputs": self.outputs,
             "share_memory": self.share_memory,
+            "preload": self.preload,
             "allow": self.allow,
             "allow_private": self.allow_private,
         }
@@ -230,6 +256,7 @@ class Checked(HasTraits):
     files = Enum(FILE_RULES)
     outputs = Enum(OUTPUT_POLICIES)
     share_memory = Bool()
+    preload = ModuleList()
     allow = NameList("allow")
     allow_private = NameList("allow_private")
 

@@ -20,6 +20,7 @@ class Attack:
     act: str = ""
     at: list[str] = field(default_factory=list)
     alone: bool = False
+    taken_away: bool = False
 
     def cell(self, origin: str) -> str:
         """The cell, for a server of that address."""

@@ -182,7 +182,7 @@ def test_a_styled_table_keeps_its_colours(lab: Lab, charts: str) -> None:
 def test_charts_of_plotly_bokeh_and_altair(lab: Lab, charts: str) -> None:
     notebook = lab.notebook(PLOTLY, PLOTLY_WHOLE, BOKEH_LOAD, BOKEH, ALTAIR, ALTAIR_SPEC, kernel=charts)
     notebook.menu("Run", "Run All Cells")
-    wait_until(lambda: notebook.prompt(5) == "[6]:", TIMEOUT_S, "all cells have run")
+    wait_until(lambda: notebook.prompt(5) == "[6]:", 2 * TIMEOUT_S, "all cells have run")
     for index in (0, 1):
         output = in_sight(notebook, index)
         expect(inside(output).locator(".bars path").first).to_be_attached()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import pytest
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbformat import NotebookNode
@@ -31,7 +32,7 @@ def text(entry: dict[str, Any]) -> str:
 
 async def execute(notebook: NotebookNode, manager: AsyncKernelManager) -> None:
     """Run a notebook in a kernel that goes on afterwards."""
-    client = NotebookClient(notebook, km=manager, timeout=120)
+    client = NotebookClient(notebook, km=manager, timeout=240)
     await client.async_execute()
     assert client.kc is not None
     client.kc.stop_channels()
@@ -54,6 +55,7 @@ def test_the_quick_start_holds_the_data_that_is_shipped() -> None:
     assert scope["CSV"] == (EXAMPLES / "data/mauna_loa_co2.csv").read_text()
 
 
+@pytest.mark.timeout(400)  # to delete all files of a VM takes long without KVM
 async def test_after_untrusted_code_a_restart_brings_everything_back(kernelspec: str) -> None:
     notebook = nbformat.reads((EXAMPLES / "untrusted.ipynb").read_text(), as_version=4)
     first = nbformat.v4.new_notebook(cells=[cell(notebook, "before")])
@@ -87,8 +89,10 @@ def test_the_agent_example_judges_every_candidate(vm_home: Path) -> None:
     assert verdicts["good"] == "right"
     assert verdicts["wrong"] == "wrong: 328350"
     assert verdicts["broken"].startswith("SyntaxError: ")
-    assert verdicts["endless"] == "did not end within 5 s"
-    assert verdicts["hostile"] == "wrong: all is gone"
+    assert verdicts["endless"] == "did not end within 15 s"
+    # IPython's history thread may say before that its file is gone, too
+    assert verdicts["hostile"].startswith("wrong: ")
+    assert verdicts["hostile"].endswith("all is gone")
 
 
 def test_the_fork_example_goes_four_ways_from_one_state(vm_home: Path) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import socket
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,8 +37,8 @@ class Liar:
             self._sock.sendall(b"".join(frame))
 
     def file(self, name: object, content: bytes = b"evil", **changes: Any) -> None:
-        digest = hashlib.sha256(content).hexdigest()
-        fields = {"t": "file", "name": name, "size": len(content), "mode": 0o777, "sha256": digest}
+        checksum = zlib.crc32(content)
+        fields = {"t": "file", "name": name, "size": len(content), "mode": 0o777, "crc32": checksum}
         self.say(content, **fields | changes)
 
     def serve(self, lie: Lie) -> None:
@@ -115,8 +115,8 @@ LIES: dict[str, Lie] = {
     "more later": lambda liar: [liar.say(b"1", t="file", name="a", size=2), liar.say(b"23", t="data")],  # type: ignore[func-returns-value]
     "less": lambda liar: [liar.say(b"1", t="file", name="a", size=2), liar.say(t="done")],  # type: ignore[func-returns-value]
     "less, then another": lambda liar: [liar.say(b"1", t="file", name="a", size=2), liar.file("b")],  # type: ignore[func-returns-value]
-    "wrong digest": lambda liar: liar.file("a", sha256="0" * 64),
-    "no digest": lambda liar: liar.file("a", sha256=None),
+    "wrong checksum": lambda liar: liar.file("a", crc32=0),
+    "no checksum": lambda liar: liar.file("a", crc32=None),
     "negative": lambda liar: liar.file("a", b"", size=-1),
     "true": lambda liar: liar.file("a", b"x", size=True),
     "text": lambda liar: liar.file("a", b"x", size="1"),

@@ -10,6 +10,11 @@ from pathlib import Path
 from tests.guest_session import GuestSession
 from vm_kernel.pool.client import PoolConnection
 
+#: The host's clock is right when it is sent and late by the time that it takes until the guest has set it: of ten
+#: emulated guests that wake up at once on a busy machine, up to 2.8 s (seen). A clock that nobody sets is off by the
+#: age of the golden snapshot, which is older than this before the first test begins.
+CLOCK_ERROR_S = 8.0
+
 # the very first action in each session
 FIRST_ACTION = """
 import json, os, platform, random, tempfile, time, uuid, socket, sqlite3, ssl, multiprocessing
@@ -48,7 +53,7 @@ def test_ten_clones_drawn_at_once_differ_in_all_that_should_differ(vm_home: Path
     for name in facts[0]:
         if name not in ("time", "clock error"):
             assert len({str(fact[name]) for fact in facts}) == 10, f"{name} is not unique: {[f[name] for f in facts]}"
-    assert max(abs(fact["clock error"]) for fact in facts) < 1.0
+    assert max(abs(fact["clock error"]) for fact in facts) < CLOCK_ERROR_S
 
 
 def _first_action(session: GuestSession) -> dict[str, object]:

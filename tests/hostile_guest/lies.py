@@ -46,7 +46,7 @@ def _get(lie: Callable[[Attacker, int], object]) -> Callable[[Attacker, Fields],
 
 
 def _file(a: Attacker, request: int, name: object) -> None:
-    _files(a, request, b"evil", t="file", name=name, size=4, mode=0o777, sha256="0" * 64)
+    _files(a, request, b"evil", t="file", name=name, size=4, mode=0o777, crc32=0)
 
 
 def _foreign(a: Attacker, fields: Fields) -> None:

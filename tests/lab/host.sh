@@ -22,6 +22,10 @@ modprobe kvm_amd && modprobe vhost_vsock || say "the modules cannot be loaded"
 chgrp kvm /dev/kvm /dev/vhost-vsock
 chmod 660 /dev/kvm /dev/vhost-vsock
 
+# imports that take minutes here, and say nothing about KVM
+mkdir -p /etc/jupyter
+echo "c.PoolConfig.preload = []" >/etc/jupyter/vm_kernel_config.py
+
 # our own code, as an editable install has it
 site=$(echo /opt/venv/lib/python3.*/site-packages)
 echo /lab/project >"$site/vm-kernel.pth"
@@ -43,7 +47,7 @@ while sleep 10; do say "alive"; done &
 
 say "the machine is up"
 runuser -u lab -- env -i HOME=/home/lab USER=lab LANG=C.UTF-8 PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin \
-    VM_KERNEL_LAB=1 VM_KERNEL_IMAGES=/images VM_KERNEL_GOLDEN=/golden PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 XDG_RUNTIME_DIR=/run/lab \
+    TERM=dumb COLUMNS=120 VM_KERNEL_LAB=1 VM_KERNEL_IMAGES=/images VM_KERNEL_GOLDEN=/golden PYTHONUNBUFFERED=1 XDG_RUNTIME_DIR=/run/lab \
     bash /lab/command.sh
 echo $? >/results/status
 say "the command ended with status $(cat /results/status)"

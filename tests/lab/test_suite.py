@@ -38,8 +38,15 @@ def test_what_fails_or_is_skipped_has_not_passed(tmp_path: Path) -> None:
 def test_after_a_crash_only_what_has_not_passed_is_done(tmp_path: Path) -> None:
     reports = tmp_path / "reports"
     reports.write_text("")
-    assert "--deselect" not in command(reports)[2]
+    assert "--deselect" not in command(reports, figures=False)[2]
     begun = [line("c", "setup"), line("c", "call")[:40]]
     reports.write_text("\n".join([*all_passed("a"), *all_passed("b[x y]"), *begun]))
-    assert "--deselect=a '--deselect=b[x y]';" in command(reports)[2]
-    assert "=c" not in command(reports)[2]
+    assert "--deselect=a '--deselect=b[x y]';" in command(reports, figures=False)[2]
+    assert "=c" not in command(reports, figures=False)[2]
+
+
+def test_figures_are_measured_for_whoever_asks(tmp_path: Path) -> None:
+    reports = tmp_path / "reports"
+    reports.touch()
+    assert "benchmarks" in command(reports, figures=True)[2]
+    assert "benchmarks" not in command(reports, figures=False)[2]

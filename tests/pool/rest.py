@@ -43,9 +43,11 @@ def vms(state: str) -> dict[str, int]:
 
 
 def shells(home: Path) -> list[int]:
-    """Process ids of the prepared QEMUs: those that are not VMs."""
+    """Process ids of the default profile's prepared QEMUs: those that are not VMs, and have its memory."""
     known = {vm["pid"] for vm in status()["vms"]}
-    return [process.pid for process in qemus(home) if process.pid not in known]
+    memory = f",size={profile()['memory_mib']}M,"
+    own = (process for process in qemus(home) if any(memory in word for word in process.cmdline()))
+    return [process.pid for process in own if process.pid not in known]
 
 
 def take_until_it_fails(connections: ExitStack) -> VMKernelError:
@@ -70,7 +72,7 @@ def used_and_at_rest(home: Path) -> Rest:
 
 def at_rest(home: Path, prepared: int = 1) -> Rest:
     """Wait until nobody has or wants a VM and the default profile has all that it keeps ready."""
-    wait_until(lambda: _is_at_rest(home, prepared), TIMEOUT_S, "the pool is at rest")
+    wait_until(lambda: _is_at_rest(home, prepared), TIMEOUT_S, _Unrest(home))
     pid = status()["pid"]
     before, now = Counter[str](), _descriptors(pid)
     while before != now:  # the connections by which we have asked are just being closed
@@ -98,7 +100,9 @@ def _is_at_rest(home: Path, prepared: int) -> bool:
         ready = (row["warm"], row["prepared"]) == (row["min_warm"], prepared)
         quiet = not any(row[state] for row in facts["profiles"] for state in ("leased", "booting", "waiting"))
         idle = all(vm["state"] == "warm" for vm in facts["vms"])
-        return ready and quiet and idle and len(qemus(home)) == len(facts["vms"]) + prepared
+        # a profile that an earlier test has used has its own prepared QEMU
+        all_prepared = sum(row["prepared"] for row in facts["profiles"])
+        return ready and quiet and idle and len(qemus(home)) == len(facts["vms"]) + all_prepared
     return False
 
 
@@ -120,6 +124,19 @@ def _stray_files(home: Path) -> list[Path]:
     }
     found = [path for path in paths.run_dir().rglob("*") if re.search(r"vm-[0-9a-f]{8}", str(path))]
     return [path for path in found if not any(name in str(path) for name in known)]
+
+
+class _Unrest:
+    """Says, when it is shown, what the pool is at."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+
+    def __str__(self) -> str:
+        facts = status()
+        states = {vm["name"]: (vm["state"], vm["pid"]) for vm in facts["vms"]}
+        processes = [(process.pid, process.status()) for process in qemus(self._home)]
+        return f"the pool is at rest; profiles {facts['profiles']}, VMs {states}, QEMUs {processes}"
 
 
 class _Difference:

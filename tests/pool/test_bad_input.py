@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import CONFIG, service_pid
 from tests.guest_session import GuestSession
 from vm_kernel import paths
-from vm_kernel.errors import ConfigError, ImageError, PoolFull, UnknownProfile
+from vm_kernel.errors import ConfigError, GoldenError, ImageError, PoolFull, UnknownProfile
 from vm_kernel.image.store import open_image
 from vm_kernel.pool.client import PoolConnection
 from vm_kernel.pool.protocol import MAX_REQUEST
@@ -60,13 +60,22 @@ def test_an_unknown_profile_is_named_with_the_known_ones(vm_home: Path) -> None:
 
 
 def test_another_profile_gives_another_vm(configured, vm_home: Path) -> None:  # type: ignore[no-untyped-def]
-    configured("c.PoolConfig.profiles = {'roomy': {'memory_mib': 512, 'min_warm': 0}}")
+    configured("c.PoolConfig.profiles = {'roomy': {'memory_mib': 512, 'preload': ['wave'], 'min_warm': 0}}")
     connection = PoolConnection.open()
     lease = connection.acquire("roomy")
     assert lease.vm.memory_mib == 512
-    kib = GuestSession(lease).value("int(open('/proc/meminfo').read().split()[1])")
+    session = GuestSession(lease)
+    kib = session.value("int(open('/proc/meminfo').read().split()[1])")
     assert 400 * 1024 < kib < 512 * 1024
+    assert session.value("[name in __import__('sys').modules for name in ('wave', 'numpy')]") == [True, False]
     connection.close()
+
+
+def test_a_module_that_cannot_be_preloaded_is_named(configured, vm_home: Path) -> None:  # type: ignore[no-untyped-def]
+    configured("c.PoolConfig.profiles = {'typo': {'preload': ['nosuch.module'], 'min_warm': 0}}")
+    with pytest.raises(GoldenError, match="No module named 'nosuch'"):
+        acquire("typo")
+    acquire()
 
 
 def test_a_missing_image_is_named_with_the_command_that_builds_it(configured) -> None:  # type: ignore[no-untyped-def]
@@ -121,6 +130,9 @@ def test_a_pool_at_its_limit_says_so_and_recovers(configured) -> None:  # type: 
         ("c.PoolConfig.profiles = {'a': {'memory': 3}}", "memory"),
         ("c.PoolConfig.profiles = {'a': {'memory_mib': -3}}", "memory_mib"),
         ("c.PoolConfig.profiles = {'a': 3}", "dictionary"),
+        ("c.PoolConfig.preload = ['numpy', 'scipy stats']", "'scipy stats' is not the name of a module"),
+        ("c.PoolConfig.preload = ['numpy', 3]", "preload"),
+        ("c.PoolConfig.preload = [f'module_{n}' for n in range(200)]", "more than 1000 characters"),
     ],
 )
 def test_a_broken_configuration_file_is_named_with_what_is_wrong(configured, text: str, named: str) -> None:  # type: ignore[no-untyped-def]

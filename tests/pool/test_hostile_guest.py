@@ -54,7 +54,7 @@ def hostile_home(request: pytest.FixtureRequest, vm_home: Path) -> Iterator[Path
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VM_KERNEL_HOME", str(home / "home"))
         patch.setenv("PYTHONPATH", str(home / "code"))
-        write_config(CONFIG + "c.PoolConfig.min_warm = 1")
+        write_config(CONFIG + "c.PoolConfig.min_warm = 1\nc.PoolConfig.preload = []")
         yield home
         stop_service()
         write_config(CONFIG)

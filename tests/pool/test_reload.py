@@ -105,7 +105,7 @@ def test_another_memory_size_replaces_warm_vms_and_leaves_sessions(service: int)
     old = profile()["golden_key"]
     with closing(PoolConnection.open()) as connection:
         session = GuestSession(connection.acquire())
-        reload("c.PoolConfig.vm_memory_mib = 768")  # what the profile "roomy" has: its snapshot may be there
+        reload("c.PoolConfig.vm_memory_mib = 768\nc.PoolConfig.preload = []")  # as "roomy": its snapshot may be there
         wait_until(lambda: profile()["golden_key"] != old, 300.0, "the new snapshot is in use")
         wait_until(lambda: memory_of_a_vm() == 768, TIMEOUT_S, "warm VMs of the old kind are replaced")
         assert session.value("6 * 7") == 42

@@ -65,6 +65,7 @@ def own_golden(configured: Configured, vm_home: Path, monkeypatch: pytest.Monkey
     shutil.rmtree(store)
 
 
+@pytest.mark.timeout(400)  # a golden snapshot is built
 def test_an_old_golden_snapshot_is_built_anew_beside_the_sessions(own_golden: Path, vm_home: Path) -> None:
     with closing(PoolConnection.open()) as connection:
         session = GuestSession(connection.acquire())

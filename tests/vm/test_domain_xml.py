@@ -7,6 +7,7 @@ from pathlib import Path
 from uuid import UUID
 from xml.etree import ElementTree
 
+from guest_agent.agent import preloaded
 from vm_kernel.vm.domain_xml import Role, command_line, domain_xml
 from vm_kernel.vm.spec import VMSpec
 
@@ -69,9 +70,18 @@ def test_the_agent_learns_its_transport_from_the_command_line() -> None:
     assert command_line(replace(SPEC, transport="vsock")).endswith(" vm_kernel.transport=vsock")
 
 
+def test_the_agent_learns_what_to_import_from_the_command_line() -> None:
+    words = command_line(replace(SPEC, preload=("numpy", "scipy.stats"))).split()
+    assert preloaded(words) == ["numpy", "scipy.stats"]
+    assert preloaded(command_line(SPEC).split()) == []
+
+
 def test_kvm_and_tcg() -> None:
     assert parse(SPEC, CLONE).get("type") == "qemu"
     kvm = parse(replace(SPEC, accelerator="kvm"), CLONE)
     assert kvm.get("type") == "kvm"
     assert kvm.find("features/tcg") is None
     assert [cpu.get("mode") for cpu in kvm.iterfind("cpu")] == ["host-passthrough"]
+    assert not kvm.findall("cpu/feature")
+    without = {feature.get("name") for feature in parse(SPEC, CLONE).iterfind("cpu/feature[@policy='disable']")}
+    assert without == {"erms", "fsrm", "svm"}

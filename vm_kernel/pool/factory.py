@@ -182,6 +182,7 @@ class VMFactory:
             accelerator=self.accelerator.kind,
             transport=self.transport.kind,
             share_memory=profile.share_memory,
+            preload=tuple(profile.preload),
         )
 
     def _publish(self, profile: Profile, image: Image) -> None:

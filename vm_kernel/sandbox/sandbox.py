@@ -28,6 +28,8 @@ from vm_kernel.sandbox.tenancy import Ask, Tenancy
 MAX_OUTPUT_BYTES = 64 * 1024 * 1024
 #: seconds that code has to end after it was interrupted; then its VM is destroyed
 GRACE_S = 5.0
+#: the same of an emulated VM, which may share its processor with many: more than 5 s were seen
+EMULATED_GRACE_S = 15.0
 
 _IDENTITY = b"sandbox"
 
@@ -126,7 +128,8 @@ class Sandbox:
     ) -> ExecutionResult:
         """Run code as a notebook's cell and wait for its end. Calls made meanwhile wait for their turn.
 
-        timeout: seconds; then the code is interrupted, and if it does not end within GRACE_S, its VM destroyed.
+        timeout: seconds; then the code is interrupted, and if it does not end within GRACE_S (EMULATED_GRACE_S
+            without KVM), its VM destroyed.
         on_output: called with each output as it comes.
         Cancelling interrupts the code. An exception of the code is in the result and not raised.
         Raises VMDied if the VM ends, SandboxClosed if there is none, ValueError for a timeout that is no time.
@@ -230,11 +233,12 @@ class Sandbox:
     async def _stop(self, run: _Run) -> None:
         """Interrupt, and destroy the VM if that does not help. Then the run has ended, one way or the other."""
         self.interrupt()
-        done, _ = await asyncio.wait([run.ended], timeout=GRACE_S)
+        grace_s = GRACE_S if self.vm is not None and self.vm.accelerator == "kvm" else EMULATED_GRACE_S
+        done, _ = await asyncio.wait([run.ended], timeout=grace_s)
         if not done:
             self._tenancy.end(
                 VMDied(
-                    f"The VM was destroyed: its code did not stop within {GRACE_S:.0f} s of an interrupt.",
+                    f"The VM was destroyed: its code did not stop within {grace_s:.0f} s of an interrupt.",
                     "restart() takes a new VM.",
                 )
             )

@@ -22,6 +22,7 @@ class VMSpec:
 
     ``initrd`` is the image's initrd with the guest agent appended; ``agent_digest`` names that agent.
     ``image_digest`` names the content of kernel, initrd and root, so that they need not be hashed here.
+    ``preload``: modules that the template imports, as many as a kernel's command line has room for.
     ``share_memory``: a clone shares the pages of the golden snapshot that it has not changed; else it copies them all.
     """
 
@@ -35,3 +36,4 @@ class VMSpec:
     accelerator: AcceleratorKind
     transport: TransportKind
     share_memory: bool = True
+    preload: tuple[str, ...] = ()

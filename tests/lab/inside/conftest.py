@@ -32,6 +32,7 @@ def golden(vm_home: Path) -> Iterator[None]:
         assert time.monotonic() < deadline, profile
         time.sleep(1)
     connection.close()
+    os.sync()  # the snapshot is kept for other runs, also if this lab host crashes
     yield
     shutil.copytree(vm_home / "log", "/results/log")
 

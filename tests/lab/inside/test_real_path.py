@@ -92,10 +92,10 @@ def test_ten_sessions_one_after_another(vm_home: Path) -> None:
 
 async def test_three_notebooks_at_once_have_a_cid_each(start_kernel: StartKernel, vm_home: Path) -> None:
     async with start_kernel() as (_, a), start_kernel() as (_, b), start_kernel() as (_, c):
-        cids = [guest_cid(pid) for pid in leased_pids()]
-        assert len(cids) == len(set(cids)) == 3
         for number, client in enumerate((a, b, c)):
             assert await run(client, f"x = {number}; x") == str(number)
+        cids = [guest_cid(pid) for pid in leased_pids()]
+        assert len(cids) == len(set(cids)) == 3
         assert [await run(client, "x") for client in (a, b, c)] == ["0", "1", "2"]
 
 
