@@ -9,8 +9,12 @@ iterator's type. While the agent has that pointer lead to a function that return
 iterator is at its end, the loop returns, and the interpreter raises the KeyboardInterrupt that has been due.
 
 For both the agent sends SIGHUP first. Our handler of it puts the pointers back and judges whether the interrupt may
-strike where the main thread is; SIGINT follows if it may. CPython calls Python's signal handlers in the order of their
-numbers, SIGHUP (1) before SIGINT (2), and both before any other Python code.
+strike where the main thread is; if it may, SIGINT is due, as if it had just come. CPython calls Python's signal
+handlers in the order of their numbers, SIGHUP (1) before SIGINT (2), and both before any other Python code.
+
+**It must not make a second kernel.** ``!command`` and pexpect fork, and run Python in the child until it is another
+program. A KeyboardInterrupt there goes up to IPython: the child is then a copy of the kernel that shares its sockets
+and takes its events away. So an interrupt waits until the program runs, and a copy ends with its cell.
 
 **It must not get lost.** CPython ignores exceptions in finalizers, in hooks that follow a fork, and the like. A
 KeyboardInterrupt that ends there is due again.
@@ -21,15 +25,17 @@ from __future__ import annotations
 import ctypes
 import itertools
 import json
+import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
 #: what becomes of an interrupt, for the agent to read
-LET_THROUGH, HELD_OFF, NOT_NEEDED = 1, 2, 3
+LET_THROUGH, HELD_OFF, NOT_NEEDED, TOO_EARLY = 1, 2, 3, 4
 #: offset of tp_iternext in PyTypeObject on 64-bit builds (cpython: Include/cpython/object.h)
 _TP_ITERNEXT = 224
 #: bytes of _PyRuntime that are searched for the word that names the GIL's holder
@@ -51,14 +57,15 @@ def prepare(facts_file: str) -> None:
     noticed, judged, verdict = ctypes.c_uint64(0), ctypes.c_uint64(0), ctypes.c_uint64(0)
     strikes = _Strikes()
 
-    def hang_up(_number: int, frame: FrameType | None) -> None:
+    def hang_up(frame: FrameType) -> int:
         noticed.value += 1
         for slot, value in saved:
             ctypes.memmove(slot, ctypes.byref(value), 8)
         verdict.value = strikes.judge(frame)
         judged.value = noticed.value
+        return signal.SIGINT if verdict.value == LET_THROUGH else 0
 
-    signal.signal(signal.SIGHUP, hang_up)
+    signal.signal(signal.SIGHUP, _handler(hang_up))
     signal.signal(signal.SIGURG, lambda *_: strikes.wake_up())
     ignored = sys.unraisablehook
 
@@ -87,8 +94,11 @@ class _Strikes:
     def __init__(self) -> None:
         from IPython.core.getipython import get_ipython
         from IPython.core.interactiveshell import InteractiveShell
+        from IPython.utils._process_posix import ProcessHandler
+        from ptyprocess import PtyProcess
 
         shell: Any = get_ipython()
+        end_copies(shell)
         self._loop = shell.kernel.io_loop.asyncio_loop
         handlers = dict(shell.kernel.shell_handlers)
         del handlers["execute_request"]
@@ -96,6 +106,8 @@ class _Strikes:
         self._users = {InteractiveShell.run_ast_nodes.__code__, *map(_code_of, handlers.values())}
         #: the interrupt has struck already and is being shown
         self._shown = {InteractiveShell.showtraceback.__code__, type(shell).showtraceback.__code__}
+        self._forks = PtyProcess.spawn.__func__.__code__
+        self._runs_command = ProcessHandler.system.__code__
 
     def wake_up(self) -> None:
         """Interrupt a system call, or have the event loop look at what an interrupt has asked of it."""
@@ -108,10 +120,48 @@ class _Strikes:
         while frame is not None:
             if frame.f_code in self._shown:
                 return NOT_NEEDED
+            if frame.f_code is self._forks or (frame.f_code is self._runs_command and not _has_command(frame)):
+                return TOO_EARLY
             if frame.f_code in self._users:
                 return LET_THROUGH
             frame = frame.f_back
         return HELD_OFF
+
+
+def _handler(due: Callable[[FrameType], int]) -> Any:
+    """A signal handler after which the signal is due that ``due`` returns for the interrupted frame; 0: none.
+
+    It must not be raised in a Python function, which would be the last in the traceback that the user sees. So the
+    handler is PyErr_SetInterruptEx itself, and ``due`` converts its argument. What else it is given it does not look at.
+    """
+
+    class Due:
+        @classmethod
+        def from_param(cls, _number: int) -> ctypes.c_int:
+            return ctypes.c_int(due(sys._getframe(1)))
+
+    handler = ctypes.PyDLL(None).PyErr_SetInterruptEx
+    handler.argtypes = [Due, ctypes.py_object]  # type: ignore[list-item]
+    return handler
+
+
+def end_copies(shell: Any) -> None:
+    """Have a process that a cell has forked, and that does not end by itself, end where its cell does."""
+    kernel = os.getpid()
+
+    def end_copy() -> None:
+        if os.getpid() != kernel:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
+
+    shell.events.register("post_execute", end_copy)
+
+
+def _has_command(frame: FrameType) -> bool:
+    """Whether ProcessHandler.system has what it ends when it is interrupted: a child that has been listened to."""
+    child = frame.f_locals.get("child")
+    return child is not None and child.before is not None
 
 
 def _code_of(handler: Any) -> CodeType:

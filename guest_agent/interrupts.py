@@ -17,15 +17,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-#: interruptible.LET_THROUGH, interruptible.HELD_OFF
-_LET_THROUGH, _HELD_OFF = 1, 2
+#: what interruptible.py has of the same names
+_LET_THROUGH, _HELD_OFF, _TOO_EARLY = 1, 2, 4
 #: seconds between two looks at what has become of an interrupt
 _PAUSE_S = 0.03
 #: seconds that an interrupt has to be noticed in the ordinary way
 PATIENCE_S = 0.3
 #: seconds in which an interrupt that was held off is tried again: the cell has not begun, or has just ended
 _TRY_AGAIN_S = 1.0
-#: seconds that an interrupt is watched while the main thread sleeps in C code, or waits for the GIL
+#: seconds that an interrupt is watched while the main thread sleeps in C code, waits for the GIL, or starts a program
 _WATCH_S = 10.0
 #: CPU time, in clock ticks, that the main thread must spend with the GIL in its hands and blind to the signal
 _TICKS = 4
@@ -69,8 +69,12 @@ class Interrupts:
         #: when SIGINT followed; None while it has not
         self._struck: float | None = None
         self._blind_ticks: int | None = None
-        #: it was held off, and is to be announced once more
+        #: it was held off or came too early, and is to be announced once more
         self._again = False
+        #: the first time that it was announced
+        self._asked = 0.0
+        #: children are still to be interrupted
+        self._children = False
         #: it was let through, and is only watched: another one is another one
         self._through = False
         #: when to look next (time.monotonic); None while there is nothing to watch
@@ -83,10 +87,12 @@ class Interrupts:
                 os.killpg(self._pid, signal.SIGINT)
                 return True
             if self.due is None or self._through:
-                self._try_until = time.monotonic() + _TRY_AGAIN_S
+                self._asked = time.monotonic()
+                self._try_until = self._asked + _TRY_AGAIN_S
+                self._children = True
                 self._announce()
-            # after the main thread, which would otherwise find that its child has ended, and go on
-            self._interrupt_children()
+            elif not self._children:
+                self._interrupt_children()
         except OSError:
             return False
         return True
@@ -122,17 +128,30 @@ class Interrupts:
             self._not_noticed(memory, now)
         elif _read(memory, self._facts.judged) == self._counted:
             self.due = now + _PAUSE_S
-        elif (verdict := _read(memory, self._facts.verdict)) == _HELD_OFF:
+        else:
+            self._judged(_read(memory, self._facts.verdict), now)
+
+    def _judged(self, verdict: int, now: float) -> None:
+        if verdict == _TOO_EARLY and now - self._asked < _WATCH_S:
+            self._again, self.due = True, now + _PAUSE_S
+            return
+        if verdict == _HELD_OFF:
             if now < self._try_until:
                 self._again, self.due = True, now + _PAUSE_S
-        elif verdict == _LET_THROUGH and (self._struck is None or now - self._struck < PATIENCE_S):
-            self._strike(now)
+        elif verdict in (_LET_THROUGH, _TOO_EARLY) and (self._struck is None or now - self._struck < PATIENCE_S):
+            self._strike(now, due=verdict == _LET_THROUGH)
             self._through, self.due = True, now + _PAUSE_S
+        if self._children:
+            self._interrupt_children()
 
-    def _strike(self, now: float) -> None:
+    def _strike(self, now: float, *, due: bool = False) -> None:
+        """``due``: SIGINT is, in the main thread."""
         if self._struck is None:
             self._struck = now
-            self._signal(signal.SIGINT)
+            if not due:
+                self._signal(signal.SIGINT)
+            # after the main thread, which would otherwise find that its child has ended, and go on
+            self._interrupt_children()
         else:
             # One that comes just when the main thread goes back to sleep is noted, and wakes nobody: wake it.
             self._signal(signal.SIGURG)
@@ -161,7 +180,8 @@ class Interrupts:
         _libc.tgkill(self._pid, self._pid, number)
 
     def _interrupt_children(self) -> None:
-        """Everybody else in the kernel's process group."""
+        """Everybody else in the kernel's process group. Not while a program starts there: see ``interruptible``."""
+        self._children = False
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError, ValueError):
                 pid = int(entry.name)

@@ -180,7 +180,7 @@ class Soak:
                 with suppress(ProcessLookupError):
                     os.kill(pid, number)
                 # until that has taken effect nobody can know, and the next session could get this very VM
-                await eventually(lambda pid=pid: _is_down(pid), 20.0, "the signal has taken effect")
+                await eventually(lambda pid=pid: _is_down(pid), 60.0, "the signal has taken effect")
 
     async def _notebook(self) -> None:
         manager = AsyncKernelManager(kernel_name="vm-sandbox")

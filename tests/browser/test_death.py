@@ -39,5 +39,5 @@ def test_a_killed_vm_is_announced_and_replaced(lab: Lab, vm_home: Path, running:
 
 def kill(home: Path, vm: str) -> None:
     """End the QEMU of that VM."""
-    (process,) = (found for found in qemus(home) if any(f"guest={vm}," in word for word in found.cmdline()))
+    (process,) = (found for found in qemus(home) if any(f"guest={vm}," in word for word in found.info["cmdline"]))
     os.kill(process.pid, signal.SIGKILL)

@@ -17,7 +17,7 @@ _TEXT_COLOUR = "svg => getComputedStyle(svg.querySelector('text')).fill"
 def test_charts_are_shown_in_any_theme(lab: Lab, pool: PoolConnection) -> None:
     notebook = lab.notebook("sum(range(1000))", "%pool_status")
     notebook.run(0)
-    wait_until(lambda: pool_history()[-1:] > [0], 30.0, "the session is in the last sample")
+    wait_until(lambda: pool_history()[-1:] > [0], 60.0, "the session is in the last sample")
     notebook.run(1)
     charts = notebook.output(1).locator("svg[role=img]")
     expect(charts).to_have_count(1)
@@ -30,11 +30,11 @@ def test_charts_are_shown_in_any_theme(lab: Lab, pool: PoolConnection) -> None:
     assert brightness(charts) < 128, "dark on light"
     lab.shot("pool-status-light")
     lab.page.evaluate(_CHANGE_THEME, "JupyterLab Dark")
-    wait_until(lambda: brightness(charts) > 128, 30.0, "light on dark")
+    wait_until(lambda: brightness(charts) > 128, 60.0, "light on dark")
     expect(lab.page.locator("#jupyterlab-splash")).to_have_count(0)
     lab.shot("pool-status-dark")
     lab.page.evaluate(_CHANGE_THEME, "JupyterLab Light")
-    wait_until(lambda: brightness(charts) < 128, 30.0, "as before")
+    wait_until(lambda: brightness(charts) < 128, 60.0, "as before")
 
 
 def pool_history() -> list[int]:

@@ -23,7 +23,7 @@ def test_start_status_stop(vm_home: Path) -> None:
     stopped = vm_kernel("pool", "stop")
     assert stopped.returncode == 0, stopped.stderr
     assert not qemus(vm_home)
-    wait_until(lambda: ended(status["pid"]), 5.0, "the service's process ends")
+    wait_until(lambda: ended(status["pid"]), 60.0, "the service's process ends")
 
 
 def test_a_service_that_does_not_run_has_no_status_and_need_not_be_stopped(vm_home: Path) -> None:

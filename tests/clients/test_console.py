@@ -80,12 +80,12 @@ def test_cells_run_and_the_end_leaves_nothing(terminal: Terminal) -> None:
     terminal.cell("6 * 7")
     terminal.until("Out[2]: 42")
     terminal.prompt(3)
-    wait_until(lambda: leases() == 1, 20.0, "the console is the only one with a VM")
+    wait_until(lambda: leases() == 1, 60.0, "the console is the only one with a VM")
     terminal.cell("exit")
     terminal.process.expect(pexpect.EOF, timeout=TIMEOUT_S)
     terminal.process.wait()
     assert terminal.process.exitstatus == 0
-    wait_until(lambda: leases() == 0, 20.0, "the console's VM has been given back")
+    wait_until(lambda: leases() == 0, 60.0, "the console's VM has been given back")
 
 
 def test_input_asks_at_the_terminal(terminal: Terminal) -> None:

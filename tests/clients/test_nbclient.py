@@ -21,7 +21,7 @@ def test_a_notebook_runs_and_gives_its_vm_back(kernelspec: str) -> None:
     assert outputs(ran)[3] == "42"
     assert ran.metadata.kernelspec.name == kernelspec
     assert ran.metadata.language_info.name == "python"
-    wait_until(lambda: leases() == 0, 20.0, "the notebook's VM has been given back")
+    wait_until(lambda: leases() == 0, 60.0, "the notebook's VM has been given back")
 
 
 async def test_notebooks_in_parallel_have_a_vm_each_and_keep_their_outputs_apart(kernelspec: str) -> None:
@@ -58,14 +58,14 @@ def test_errors_can_be_allowed(kernelspec: str) -> None:
 def test_a_cell_that_takes_too_long_is_an_error(kernelspec: str) -> None:
     ran = notebook("print('begun', flush=True)\nwhile True: pass")
     with pytest.raises(CellTimeoutError):
-        NotebookClient(ran, timeout=3).execute()
+        NotebookClient(ran, timeout=6).execute()
     assert outputs(ran) == ["begun\n"]
-    wait_until(lambda: leases() == 0, 20.0, "the VM of a cell that never ends has been taken back")
+    wait_until(lambda: leases() == 0, 60.0, "the VM of a cell that never ends has been taken back")
 
 
 def test_or_is_interrupted_and_the_next_one_runs(kernelspec: str) -> None:
     ran = notebook("import time\ntime.sleep(100)", "1 + 1")
-    client = NotebookClient(ran, timeout=3, interrupt_on_timeout=True, allow_errors=True)
+    client = NotebookClient(ran, timeout=6, interrupt_on_timeout=True, allow_errors=True)
     client.execute()
     assert outputs(ran)[0].startswith("KeyboardInterrupt")
     assert outputs(ran)[1] == "2"

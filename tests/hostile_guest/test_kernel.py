@@ -27,7 +27,7 @@ async def press_stop(manager: AsyncKernelManager, session: Session, msg_id: str)
     for _ in range(3):
         await manager.interrupt_kernel()
         await session.drain(0.6)
-    await session.until(lambda: msg_id in session.replies, "the end of the cell", 30)
+    await session.until(lambda: msg_id in session.replies, "the end of the cell")
     content: dict[str, object] = session.replies.pop(msg_id)["content"]
     return content
 
@@ -106,7 +106,7 @@ async def test_a_guest_that_does_not_fall_silent_costs_its_checkpoint_or_its_ses
             if manner == "silent":
                 await session.drain(0.5)
                 await manager.interrupt_kernel()
-            await session.until(lambda: msg_id in session.replies, f"the end of {manner}", 40)  # noqa: B023
+            await session.until(lambda: msg_id in session.replies, f"the end of {manner}")  # noqa: B023
             assert session.replies.pop(msg_id)["content"]["status"] == "error", manner
             if manner == "empty messages":
                 await has_ended(manager, 20)
@@ -123,7 +123,7 @@ async def test_files_from_a_guest_that_lies_do_not_arrive(hostile_pool: HostileP
             if lie == "foreign":
                 await session.drain(1.0)
                 await manager.interrupt_kernel()
-            await session.until(lambda: msg_id in session.replies, f"the end of {lie}", 30)  # noqa: B023
+            await session.until(lambda: msg_id in session.replies, f"the end of {lie}")  # noqa: B023
             content = session.replies.pop(msg_id)["content"]
             assert content["ename"] in ("FilesystemError", "KeyboardInterrupt"), (lie, content)
             assert len(content["evalue"]) < 1000

@@ -130,7 +130,7 @@ def test_a_killed_build_is_cleared_by_the_next(home: Path) -> None:
     assert build.remove_leftovers() == 0, "a build that goes on was taken for a leftover"
     process.kill()
     process.communicate(timeout=60)
-    wait_until(lambda: processes_in(folder) == [], 20, "the end of the build's processes")
+    wait_until(lambda: processes_in(folder) == [], 60.0, "the end of the build's processes")
     assert build_folders(home) == [folder]
     assert build.remove_leftovers() == 1
     assert build_folders(home) == []

@@ -13,7 +13,7 @@ from jupyter_client.manager import AsyncKernelManager
 
 from vm_kernel.pool.client import PoolConnection
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 120.0
 
 
 class Cell(NamedTuple):
@@ -146,7 +146,7 @@ def vm_of(manager: AsyncKernelManager) -> int:
     return next(int(vm["pid"]) for vm in vms if (vm["lease"] or {}).get("pid") == pid_of(manager))
 
 
-async def has_ended(manager: AsyncKernelManager, timeout_s: float) -> None:
+async def has_ended(manager: AsyncKernelManager, timeout_s: float = TIMEOUT_S) -> None:
     """Wait for the end of the kernel process."""
     deadline = time.monotonic() + timeout_s
     while await manager.is_alive():

@@ -59,4 +59,4 @@ async def test_a_comm_reaches_a_cell_that_is_running(session: Session) -> None:
     busy = session.client.execute("print('begun')\nwhile not heard:\n    await asyncio.sleep(0.01)\nprint('heard')")
     await session.until_output(busy, "begun")
     session.send("comm_msg", {"comm_id": "c2", "data": {}})
-    assert (await session.finish(busy, timeout_s=20)).stream() == "begun\nheard\n"
+    assert (await session.finish(busy)).stream() == "begun\nheard\n"

@@ -46,7 +46,7 @@ async def test_the_end_of_python_is_told_with_its_cause(
         assert cell.reply["content"]["ename"] == "VMDied"
         assert cell.types.count("idle") == 1
         assert cell.types[-1] == "idle"
-    await has_ended(manager, 20)
+    await has_ended(manager)
     assert await manager.provisioner.wait() == 1  # type: ignore[union-attr]  # for Jupyter to restart it
 
 
@@ -55,23 +55,23 @@ async def test_a_killed_qemu_is_told_as_that(kernel: tuple[AsyncKernelManager, S
     running = session.client.execute("input('? ')")
     await session.input_request()
     os.kill(vm_of(manager), signal.SIGKILL)
-    cell = await session.finish(running, timeout_s=20)
+    cell = await session.finish(running)
     _ends_in_vm_died(cell.of("error")[0], "its QEMU process was killed by SIGKILL")
 
 
 async def test_a_death_while_nothing_runs_ends_the_kernel_process(kernel: tuple[AsyncKernelManager, Session]) -> None:
     manager, session = kernel
     await session.run("import os, threading, time\nthreading.Timer(1, os._exit, [3]).start()")
-    await has_ended(manager, 30)
+    await has_ended(manager)
 
 
 async def test_a_death_under_a_host_cell_ends_it_too(kernel: tuple[AsyncKernelManager, Session]) -> None:
     manager, session = kernel
     msg_ids = [session.client.execute("import os; os.kill(os.getpid(), 9)"), session.client.execute("%pool_status")]
     for msg_id in msg_ids:
-        cell = await session.finish(msg_id, timeout_s=30)
+        cell = await session.finish(msg_id)
         assert (cell.status, cell.types.count("idle")) == ("error", 1)
-    await has_ended(manager, 20)
+    await has_ended(manager)
 
 
 @pytest.mark.parametrize("code", [ENDS["os._exit"][0], ENDS["segfault"][0]])

@@ -57,22 +57,22 @@ async def test_the_third_interrupt_brings_a_fresh_vm(kernel: tuple[AsyncKernelMa
     await session.drain(PAUSE_S)
     await press(manager, how)
 
-    cell = await session.finish(running, timeout_s=30)
+    cell = await session.finish(running)
     assert "restarted in a fresh virtual machine" in cell.stream("stderr")
     assert cell.of("error")[0]["ename"] == cell.reply["content"]["ename"] == "KernelRestarted"
-    assert (await session.finish(queued, timeout_s=30)).status == "aborted"
+    assert (await session.finish(queued)).status == "aborted"
 
     after = await session.run("import os; 'mine' in globals(), 'caught' in globals(), os.path.exists('/tmp/mine')")
     assert (after.value, after.number) == ("(False, False, False)", 1)
     assert after.reply["header"]["session"] != before.reply["header"]["session"]
     assert {message["header"]["session"] for message in after.iopub} == {after.reply["header"]["session"]}
-    await eventually(lambda: ended(first_vm), 20, "the first VM has gone")
+    await eventually(lambda: ended(first_vm), 60.0, "the first VM has gone")
     # what a fresh kernel can do, it can do: host cells, interrupts
     assert "VM" in (await session.run("%vm_info")).of("display_data")[0]["data"]["text/plain"]
     sleeping = session.client.execute("import time; print('asleep', flush=True); time.sleep(60)")
     await session.until_output(sleeping, "asleep")
     await manager.interrupt_kernel()
-    assert (await session.finish(sleeping, timeout_s=30)).reply["content"]["ename"] == "KeyboardInterrupt"
+    assert (await session.finish(sleeping)).reply["content"]["ename"] == "KeyboardInterrupt"
 
 
 async def test_cells_that_stop_are_never_offered_a_restart(kernel: tuple[AsyncKernelManager, Session]) -> None:
@@ -83,7 +83,7 @@ async def test_cells_that_stop_are_never_offered_a_restart(kernel: tuple[AsyncKe
         await session.until_output(msg_id, "begun")
         for _ in range(3):  # an impatient finger
             await manager.interrupt_kernel()
-        cell = await session.finish(msg_id, timeout_s=30)
+        cell = await session.finish(msg_id)
         assert "once more" not in cell.stream("stderr")
         await session.drain(0.3)  # the second may have come after the cell
     assert (await session.run("mine")).value == "1"
@@ -99,11 +99,11 @@ async def test_a_frozen_vm_does_not_keep_its_user_waiting(kernel: tuple[AsyncKer
         begin = time.monotonic()
         answer = await session.ask("interrupt_request", {}, "control")
         assert answer.status == "ok"
-        assert time.monotonic() - begin < 10
+        assert time.monotonic() - begin < 60
         await session.drain(PAUSE_S)
-    assert (await session.finish(msg_id, timeout_s=30)).reply["content"]["ename"] == "KernelRestarted"
+    assert (await session.finish(msg_id)).reply["content"]["ename"] == "KernelRestarted"
     assert (await session.run("6 * 7")).value == "42"
-    await eventually(lambda: ended(frozen), 20, "the frozen VM has gone")
+    await eventually(lambda: ended(frozen), 60.0, "the frozen VM has gone")
 
 
 def _cell(msg_id: str) -> Request:

@@ -101,7 +101,7 @@ async def test_a_thread_that_prints_after_a_host_cell_is_heard(session: Session)
 async def test_host_cells_work_while_the_vm_is_on_its_way(kernelspec: str, warm_pool: None) -> None:
     with stalled_pool() as go_on:
         async with unready_kernel(kernelspec) as (_, session):
-            await session.client.wait_for_ready(timeout=20)
+            await session.client.wait_for_ready(timeout=60)
             cell = await session.run("%vm_info")
             assert cell.number == 1
             assert "no virtual machine" in cell.of("display_data")[0]["data"]["text/plain"]

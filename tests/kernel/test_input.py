@@ -66,7 +66,7 @@ async def test_what_was_printed_comes_before_the_question(kernel: Kernel) -> Non
     _, session = kernel
     asking = session.client.execute("print('read this first'); input('? ')")
     await session.input_request()
-    await session.until_output(asking, "read this first", timeout_s=20)
+    await session.until_output(asking, "read this first")
     session.client.input("")
     assert (await session.finish(asking)).value == "''"
 

@@ -43,6 +43,6 @@ async def test_files_beside_the_notebook_are_not_imported(
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nraise SystemExit('hijacked')\n")
     monkeypatch.chdir(tmp_path)
     async with unready_kernel(KERNEL_NAME) as (_, session):
-        await session.client.wait_for_ready(timeout=20)
+        await session.client.wait_for_ready(timeout=60)
         assert (await session.run("1 + 1")).value == "2"
     assert not (tmp_path / "ran").exists()

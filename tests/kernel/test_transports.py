@@ -47,7 +47,7 @@ async def test_the_heartbeat_beats_while_a_cell_runs(kernel: tuple[AsyncKernelMa
 
 async def test_over_unix_sockets(kernelspec: str, warm_pool: None) -> None:
     async with unready_kernel(kernelspec, transport="ipc") as (manager, session):
-        await session.client.wait_for_ready(timeout=20)
+        await session.client.wait_for_ready(timeout=60)
         assert (await session.run("6 * 7")).value == "42"
         sockets = [Path(f"{manager.ip}-{port}") for port in manager.ports]
         assert all(path.is_socket() for path in sockets)
@@ -57,7 +57,7 @@ async def test_over_unix_sockets(kernelspec: str, warm_pool: None) -> None:
 
 async def test_encrypted_with_curve_keys(kernelspec: str, warm_pool: None) -> None:
     async with unready_kernel(kernelspec, transport_encryption="required") as (manager, session):
-        await session.client.wait_for_ready(timeout=20)
+        await session.client.wait_for_ready(timeout=60)
         assert manager.curve_secretkey
         assert (await session.run("6 * 7")).value == "42"
         assert await manager.is_alive()
@@ -156,7 +156,7 @@ async def test_malformed_messages_are_ignored(kernel: tuple[AsyncKernelManager, 
             socket = connect(identity=b"malformed")
             await socket.send_multipart(malformed(manager.session))
             socket.close(linger=1000)
-        cell = await session.run("1 + 1", timeout_s=10)
+        cell = await session.run("1 + 1")
         assert cell.of("execute_result"), (name, cell)
     async with connected(manager) as other:
         assert (await other.run("1 + 1")).value == "2"

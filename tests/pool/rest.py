@@ -46,7 +46,7 @@ def shells(home: Path) -> list[int]:
     """Process ids of the default profile's prepared QEMUs: those that are not VMs, and have its memory."""
     known = {vm["pid"] for vm in status()["vms"]}
     memory = f",size={profile()['memory_mib']}M,"
-    own = (process for process in qemus(home) if any(memory in word for word in process.cmdline()))
+    own = (process for process in qemus(home) if any(memory in word for word in process.info["cmdline"]))
     return [process.pid for process in own if process.pid not in known]
 
 
@@ -89,7 +89,7 @@ def assert_clean(home: Path, before: Rest, *, same_service: bool = True) -> None
         lease.stream.close()
     now = at_rest(home)
     assert not same_service or now.pid == before.pid, "the service is another one"
-    wait_until(lambda: _descriptors(now.pid) == before.descriptors, 30.0, _Difference(now.pid, before.descriptors))
+    wait_until(lambda: _descriptors(now.pid) == before.descriptors, 60.0, _Difference(now.pid, before.descriptors))
     assert not _stray_files(home), "files of VMs that are no more"
 
 
@@ -119,7 +119,7 @@ def _stray_files(home: Path) -> list[Path]:
     known = {vm["name"] for vm in status()["vms"]} | {
         word.split("guest=")[1].split(",")[0]
         for process in qemus(home)
-        for word in process.cmdline()
+        for word in process.info["cmdline"]
         if "guest=" in word
     }
     found = [path for path in paths.run_dir().rglob("*") if re.search(r"vm-[0-9a-f]{8}", str(path))]
@@ -135,7 +135,7 @@ class _Unrest:
     def __str__(self) -> str:
         facts = status()
         states = {vm["name"]: (vm["state"], vm["pid"]) for vm in facts["vms"]}
-        processes = [(process.pid, process.status()) for process in qemus(self._home)]
+        processes = [process.pid for process in qemus(self._home)]
         return f"the pool is at rest; profiles {facts['profiles']}, VMs {states}, QEMUs {processes}"
 
 

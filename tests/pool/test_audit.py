@@ -51,10 +51,10 @@ async def test_a_notebooks_session_from_lease_to_release(start_kernel: StartKern
         printed = await session.run("print('é' * 1000)")
         failed = await session.run("1 / 0")
         await session.run("%pool_status")
-        await eventually(lambda: len(events(vm, "execution")) >= 3, 10.0, "three executions")
+        await eventually(lambda: len(events(vm, "execution")) >= 3, 60.0, "three executions")
         kernel_id = Path(manager.connection_file).stem.removeprefix("kernel-")
         pid = pid_of(manager)
-    await eventually(lambda: bool(events(vm, "release")), 10.0, "the release")
+    await eventually(lambda: bool(events(vm, "release")), 60.0, "the release")
     story = events(vm)
     assert [e["event"] for e in story] == ["lease", "execution", "execution", "execution", "release"]
     assert len({tuple(e[name] for name in IDS) for e in story}) == 1
@@ -87,7 +87,7 @@ async def test_sandboxes_tell_what_they_execute(warm_pool: None) -> None:
         await asyncio.sleep(1.0)
     with pytest.raises(Exception, match="closed"):
         await running
-    await eventually(lambda: bool(events(vm, "release")), 10.0, "the release")
+    await eventually(lambda: bool(events(vm, "release")), 60.0, "the release")
     assert [e["status"] for e in events(vm, "execution")] == ["ok", "timeout", "ended"]
     assert {e["kernel_id"] for e in events(vm)} == {"auditor"}
 
@@ -101,7 +101,7 @@ async def test_the_cell_that_ran_when_a_vm_died_is_noted(warm_pool: None) -> Non
         os.kill(_row(vm)["pid"], 9)
         with pytest.raises(VMDied):
             await running
-    await eventually(lambda: bool(events(vm, "release")), 10.0, "the release")
+    await eventually(lambda: bool(events(vm, "release")), 60.0, "the release")
     assert [(e["status"], e["code_sha256"]) for e in events(vm, "execution")] == [("ended", digest("while True: pass"))]
     assert "QEMU" in events(vm, "release")[0]["cause"]
 
@@ -112,8 +112,8 @@ async def test_files_are_noted(warm_pool: None) -> None:
         vm = box.vm.name
         await box.files.write_file("notes.txt", b"x" * 1000)
         assert await box.files.read_file("notes.txt") == b"x" * 1000
-        await eventually(lambda: len(events(vm, "files")) == 2, 10.0, "both transfers")
-    await eventually(lambda: bool(events(vm, "release")), 10.0, "the release")
+        await eventually(lambda: len(events(vm, "files")) == 2, 60.0, "both transfers")
+    await eventually(lambda: bool(events(vm, "release")), 60.0, "the release")
     put, get = events(vm, "files")
     assert (put["action"], put["path"], put["files"], put["bytes"], put["status"]) == (
         "put",
@@ -141,7 +141,7 @@ async def test_checkpoints_rollbacks_and_forks_are_noted(warm_pool: None) -> Non
         (child,) = await box.fork(1)
         await child.close()
     lease = events(vm, "lease")[0]["lease"]
-    await eventually(lambda: lease in {e["lease"] for e in events(event="release")}, 10.0, "the release")
+    await eventually(lambda: lease in {e["lease"] for e in events(event="release")}, 60.0, "the release")
     story = [e for e in events() if e.get("lease") == lease]
     kinds = [e["event"] for e in story if e["event"] not in ("execution", "delete_checkpoint")]
     assert kinds == ["lease", "checkpoint", "rollback", "refused", "fork", "release"]
@@ -158,7 +158,7 @@ def test_output_of_a_cell_that_goes_on_is_told_before_its_end(warm_pool: None) -
             assert box.vm is not None
             name = box.vm.name
             running = asyncio.ensure_future(box.execute("while True: print('x' * 10000)", timeout=20))
-            await eventually(lambda: _row(name)["output_bytes"] > 1 << 20, 20.0, "output is known")
+            await eventually(lambda: _row(name)["output_bytes"] > 1 << 20, 60.0, "output is known")
             assert events(name, "execution") == []
             running.cancel()
 
@@ -169,7 +169,7 @@ def test_what_is_refused_is_noted(pool: PoolConnection) -> None:
     before = len(events(event="refused"))
     with closing(PoolConnection.open()) as connection, pytest.raises(UnknownProfile):
         connection.acquire("<no such profile>")
-    wait_until(lambda: len(events(event="refused")) > before, 5.0, "the refusal")
+    wait_until(lambda: len(events(event="refused")) > before, 60.0, "the refusal")
     last = events(event="refused")[-1]
     assert (last["op"], last["error"], last["client_pid"]) == ("acquire", "UnknownProfile", os.getpid())
 
@@ -206,12 +206,12 @@ def test_wrong_and_too_many_notes_change_nothing_and_end_nothing(lease: Lease, p
     while count and time.monotonic() < deadline:
         count -= connection.note("execution", fields | {"lease": "forged", "msg_id": 'a"\n{"event":"x"}'})
     assert GuestSession(lease).value("1 + 1") == 2
-    wait_until(lambda: _row(vm)["executions"] >= BURST, 20.0, "what is allowed is counted")
+    wait_until(lambda: _row(vm)["executions"] >= BURST, 60.0, "what is allowed is counted")
     noted = events(vm, "execution")
     assert BURST <= len(noted) < 3 * BURST
     assert {e["lease"] for e in noted} == {e["lease"] for e in events(vm, "lease")}
     connection.close()
-    wait_until(lambda: bool(events(vm, "release")), 10.0, "the release")
+    wait_until(lambda: bool(events(vm, "release")), 60.0, "the release")
     assert events(vm, "release")[0]["notes_dropped"] > 3
     assert 'vm_kernel_notes_dropped_total{reason="rate"}' in pool.metrics()
 
@@ -338,7 +338,7 @@ def test_code_is_kept_only_if_asked_for_and_nothing_is_kept_if_not(configured: C
 
     configured("c.PoolConfig.audit_code = True\n")
     vm = asyncio.run(run())
-    wait_until(lambda: bool(events(vm, "release")), 10.0, "the release")
+    wait_until(lambda: bool(events(vm, "release")), 60.0, "the release")
     short, long = events(vm, "execution")
     assert short["code"] == "answer = 6 * 7"
     assert "code" not in long, "it does not fit into a note"

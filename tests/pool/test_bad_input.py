@@ -147,7 +147,7 @@ def _say(request: bytes) -> bytes:
     PoolConnection.open().close()
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(str(paths.pool_socket()))
-        sock.settimeout(10)
+        sock.settimeout(60)
         try:
             sock.sendall(request)
             sock.shutdown(socket.SHUT_WR)

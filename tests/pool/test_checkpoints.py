@@ -28,7 +28,7 @@ def frozen(session: GuestSession) -> Iterator[None]:
         answers.extend(session.stream.receive())
         return any(kind is Kind.FROZEN for kind, _ in answers)
 
-    wait_until(answered, 20.0, "the agent falls silent")
+    wait_until(answered, 60.0, "the agent falls silent")
     assert [decode_json(body) for kind, body in answers if kind is Kind.FROZEN] == [{}]
     yield
     session.stream.send_json(Kind.THAW, {})
@@ -93,8 +93,8 @@ def test_a_rollback_leaves_one_vm_and_no_files_of_the_other(lease: Lease, vm_hom
         session = thawed(moved)
         assert session.value("x") == 1
     assert len(names) == 6
-    wait_until(lambda: len(own_qemus(vm_home, names)) == 1, 20.0, "the VMs before have gone")
-    wait_until(lambda: len([p for n in names for p in vm_home.rglob(f"{n}*")]) < 8, 20.0, "and their files")
+    wait_until(lambda: len(own_qemus(vm_home, names)) == 1, 60.0, "the VMs before have gone")
+    wait_until(lambda: len([p for n in names for p in vm_home.rglob(f"{n}*")]) < 8, 60.0, "and their files")
 
 
 def test_the_vm_dies_after_the_checkpoint_and_the_session_ends(lease: Lease, vm_home: Path) -> None:
@@ -107,7 +107,7 @@ def test_the_vm_dies_after_the_checkpoint_and_the_session_ends(lease: Lease, vm_
     assert event is not None
     assert event["event"] == "vm_gone"
     lease.connection.close()
-    wait_until(lambda: live(vm_home) == [], 20.0, "its checkpoints have gone with it")
+    wait_until(lambda: live(vm_home) == [], 60.0, "its checkpoints have gone with it")
 
 
 def test_a_service_that_was_killed_leaves_no_checkpoints_but_the_kept_ones(vm_home: Path) -> None:

@@ -34,8 +34,8 @@ def test_a_session_ends_in_its_own_time_and_the_service_with_it(vm_home: Path) -
     assert session.value("6 * 7") == 42
     session.stream.close()
     connection.close()
-    stopping.join(30.0)
-    wait_until(lambda: ended(pid), 10.0, "the service has ended")
+    stopping.join(60.0)
+    wait_until(lambda: ended(pid), 60.0, "the service has ended")
     assert not qemus(vm_home)
 
 
@@ -48,7 +48,7 @@ async def test_notebooks_are_told_that_the_pool_is_being_shut_down(start_kernel:
         stopping.start()
         await session.until_output(cell, "this session ends in 600 s at the latest")
         assert (await session.run("6 * 7")).value == "42"
-    stopping.join(30.0)
+    stopping.join(60.0)
 
 
 def test_sigterm_waits_for_sessions_as_configured_and_then_ends_them(configured: Configured, vm_home: Path) -> None:
@@ -62,7 +62,7 @@ def test_sigterm_waits_for_sessions_as_configured_and_then_ends_them(configured:
         assert event is not None
         assert (event["event"], "stopping" in event["reason"]) == ("vm_gone", True)
         lease.stream.close()
-    wait_until(lambda: ended(pid), 20.0, "the service has ended")
+    wait_until(lambda: ended(pid), 60.0, "the service has ended")
     assert not qemus(vm_home)
 
 
@@ -74,5 +74,5 @@ def test_a_second_stop_does_not_wait(vm_home: Path) -> None:
         assert connection.read_event(20.0) is not None
         assert vm_kernel("pool", "stop").returncode == 0
         lease.stream.close()
-    wait_until(lambda: ended(pid), 20.0, "the service has ended")
+    wait_until(lambda: ended(pid), 60.0, "the service has ended")
     assert not qemus(vm_home)

@@ -44,7 +44,7 @@ def test_stopped_warm_vms_are_not_handed_out(rest: Rest, vm_home: Path) -> None:
     stopped = [psutil.Process(pid) for pid in vms("warm").values()]
     for process in stopped:
         process.suspend()
-    wait_until(lambda: all(is_stopped(process) for process in stopped), 30.0, "they stand still")
+    wait_until(lambda: all(is_stopped(process) for process in stopped), 60.0, "they stand still")
     assert_clean(vm_home, rest)
 
 

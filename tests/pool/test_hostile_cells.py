@@ -145,7 +145,7 @@ def _died(cell: Cell) -> dict[str, Any] | None:
 
 async def _served(beside: Neighbour, begin: float) -> None:
     """The neighbour's cells have gone on being answered."""
-    await eventually(lambda: len(beside.between(begin, time.monotonic())) >= 2, 30.0, "the neighbour is served")
+    await eventually(lambda: len(beside.between(begin, time.monotonic())) >= 2, 60.0, "the neighbour is served")
 
 
 def _disk(home: Path) -> int:

@@ -173,7 +173,7 @@ def test_the_port_serves_metrics_on_the_loopback_alone(port: int) -> None:
     ],
 )
 def test_garbage_on_the_port_is_refused(port: int, request_bytes: bytes) -> None:
-    with closing(socket.create_connection(("127.0.0.1", port), timeout=10)) as sock:
+    with closing(socket.create_connection(("127.0.0.1", port), timeout=60)) as sock:
         try:
             sock.sendall(request_bytes)
             sock.shutdown(socket.SHUT_WR)
@@ -187,13 +187,13 @@ def test_garbage_on_the_port_is_refused(port: int, request_bytes: bytes) -> None
 
 
 def test_clients_that_say_nothing_or_do_not_read_are_bounded_and_sent_away(port: int) -> None:
-    silent = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(MAX_CONNECTIONS)]
+    silent = [socket.create_connection(("127.0.0.1", port), timeout=60) for _ in range(MAX_CONNECTIONS)]
     try:
         silent[0].sendall(b"GET /metrics HTTP/1.1\r\n\r\n")  # and never reads
-        with closing(socket.create_connection(("127.0.0.1", port), timeout=10)) as one_too_many:
+        with closing(socket.create_connection(("127.0.0.1", port), timeout=60)) as one_too_many:
             assert _all(one_too_many) == b""
         # their time is up in a moment
-        wait_until(lambda: bool(_get(port, "/metrics")), 20.0, "the port has room again")
+        wait_until(lambda: bool(_get(port, "/metrics")), 60.0, "the port has room again")
         assert _all(silent[1]) == b""
     finally:
         for sock in silent:
@@ -213,7 +213,7 @@ def test_a_port_that_is_taken_is_said_in_the_status_and_no_reason_to_give_no_vms
 
 def _get(port: int, path: str) -> str:
     """The body of the answer; empty if there is none."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request("GET", path)
         return connection.getresponse().read().decode()
@@ -225,7 +225,7 @@ def _get(port: int, path: str) -> str:
 
 def _connected() -> socket.socket:
     sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(10)
+    sock.settimeout(60)
     sock.connect(str(paths.pool_socket()))
     return sock
 

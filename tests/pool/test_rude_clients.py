@@ -36,7 +36,7 @@ def many_descriptors() -> Iterator[None]:
 def connect(stack: ExitStack) -> socket.socket:
     sock = stack.enter_context(socket.socket(socket.AF_UNIX))
     sock.connect(str(paths.pool_socket()))
-    sock.settimeout(30.0)
+    sock.settimeout(60)
     return sock
 
 

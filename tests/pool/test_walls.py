@@ -124,7 +124,7 @@ def _ask_as_nobody(door: Path) -> bytes:
     os.setresgid(NOBODY, NOBODY, NOBODY)
     os.setresuid(NOBODY, NOBODY, NOBODY)
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(30.0)
+        connection.settimeout(60)
         connection.connect(str(door))
         connection.sendall(b'{"op": "status"}\n')
         return connection.recv(65536)

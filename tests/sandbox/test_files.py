@@ -75,7 +75,7 @@ async def test_a_tree_goes_in_and_results_come_out(vm_home: Path, tmp_path: Path
         assert not (tmp_path / "results/log.txt").exists()
         with pytest.raises(FilesystemError):
             await box.files.read_file("none")
-        await eventually(lambda: len(noted()) == 3, 20, "the transfers are in the audit log")
+        await eventually(lambda: len(noted()) == 3, 60.0, "the transfers are in the audit log")
     assert noted() == [("put", "project", 1, "ok"), ("get", "out", 30, "ok"), ("get", "none", 0, "error")]
 
 

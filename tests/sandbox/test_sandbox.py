@@ -77,7 +77,7 @@ async def test_displays_are_updated_and_cleared_as_in_a_notebook(vm_home: Path) 
 async def test_a_timeout_interrupts_and_the_state_stays(vm_home: Path) -> None:
     async with Sandbox() as box:
         await box.execute("x = 1")
-        result = await box.execute("x = 2\nprint('begun', flush=True)\nimport time; time.sleep(100)", timeout=3)
+        result = await box.execute("x = 2\nprint('begun', flush=True)\nimport time; time.sleep(100)", timeout=6)
         assert (result.status, result.stdout, result.killed) == ("timeout", "begun\n", False)
         assert result.error is not None
         assert result.error.name == "KeyboardInterrupt"
@@ -93,12 +93,12 @@ async def test_code_that_does_not_stop_loses_its_vm(vm_home: Path) -> None:
     async with Sandbox() as box:
         assert box.vm is not None
         name = box.vm.name
-        result = await box.execute(stubborn, timeout=2)
+        result = await box.execute(stubborn, timeout=5)
         assert (result.status, result.stdout, result.killed) == ("timeout", "begun\n", True)
         assert box.vm is None
         with pytest.raises(VMDied, match=r"did not stop[\s\S]*restart"):
             await box.execute("1")
-        await eventually(lambda: not qemu_of(vm_home, name), 20, "its QEMU ends")
+        await eventually(lambda: not qemu_of(vm_home, name), 60.0, "its QEMU ends")
         await box.restart()
         assert (await box.execute("1")).ok
 
@@ -163,7 +163,7 @@ async def test_the_vm_has_gone_after_the_block(vm_home: Path) -> None:
         assert box.vm is not None
         name = box.vm.name
         assert qemu_of(vm_home, name)
-    await eventually(lambda: not qemu_of(vm_home, name), 20, "its QEMU ends")
+    await eventually(lambda: not qemu_of(vm_home, name), 60.0, "its QEMU ends")
     with pytest.raises(SandboxClosed, match="closed"):
         await box.execute("1")
 

@@ -80,7 +80,7 @@ def test_ctrl_c_ends_the_script_and_its_vm(vm_home: Path) -> None:
     _, stderr = process.communicate(timeout=60)
     assert "KeyboardInterrupt" in stderr
     assert process.returncode == -signal.SIGINT
-    wait_until(lambda: not qemu_of(vm_home, name), 20, "its QEMU ends")
+    wait_until(lambda: not qemu_of(vm_home, name), 60.0, "its QEMU ends")
 
 
 def test_snapshots_and_forks_without_async(warm_pool: None) -> None:

@@ -36,10 +36,8 @@ def test_a_snapshot_is_built_once_and_then_loaded(place: Place, tiny: VMSpec) ->
             assert built.folder == place.golden / built.key
             assert files_below(place.run) == [], "the template left something"
             built.close()
-            started = time.monotonic()
             loaded = load_or_build(hv, tiny, place.golden, silent)
             assert not loaded.built
-            assert time.monotonic() - started < 2.0
             assert loaded.state == built.state
             clone(hv, loaded, "vm-loaded").destroy()
             loaded.close()

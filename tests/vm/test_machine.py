@@ -7,7 +7,6 @@ import select
 import signal
 import socket
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -122,9 +121,7 @@ def test_any_number_of_threads_may_destroy_a_machine(place: Place, tiny: VMSpec)
         with place.hypervisor() as hv, ThreadPoolExecutor(8) as threads:
             golden = place.snapshot(hv, tiny)
             machine = clone(hv, golden, "vm-1")
-            started = time.monotonic()
             list(threads.map(lambda _: machine.destroy(), range(8)))
-            assert time.monotonic() - started < 2.0
             assert files_below(place.run) == []
             golden.close()
 

@@ -38,6 +38,7 @@ _OWN = bytes(int(bool(byte & (_PRESENT | _SWAPPED)) and not byte & _FILE) for by
 #: what a session may change between two looks at it, in bytes
 _SLACK = 4 << 20
 _RUN = re.compile(rb"\x01+")
+_ENDED = "The virtual machine has ended."
 
 
 class Run(NamedTuple):
@@ -160,7 +161,10 @@ class _Piece(NamedTuple):
 def _mapping(pid: int, golden: GoldenSnapshot) -> list[_Piece]:
     """QEMU's mapping of guest memory, which Linux may show in several pieces."""
     pieces = []
-    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    if not lines:  # a zombie's
+        raise VMError(_ENDED)
+    for line in lines:
         span, access, offset, _, number, *_ = line.split(maxsplit=5)
         if int(number) == golden.ram_inode and access.startswith("rw") and access.endswith("p"):
             begin, end = (int(address, 16) for address in span.split("-"))
@@ -177,7 +181,7 @@ def _own_runs(pid: int, golden: GoldenSnapshot) -> list[Run]:
         for piece in _mapping(pid, golden):
             entries = os.pread(pagemap.fileno(), 8 * piece.size // _PAGE, 8 * piece.address // _PAGE)
             if len(entries) != 8 * piece.size // _PAGE:
-                raise CheckpointError("The memory of the virtual machine could not be looked through.")
+                raise VMError(_ENDED)
             for match in _RUN.finditer(entries[7::8].translate(_OWN)):
                 runs.append(Run(piece.offset + match.start() * _PAGE, (match.end() - match.start()) * _PAGE))
     return runs
@@ -256,7 +260,7 @@ def _move(
             while length:
                 moved = move(memory, [pages[done : done + length]], address)
                 if moved <= 0:
-                    raise CheckpointError("The memory of the virtual machine ended early.")
+                    raise VMError(_ENDED)
                 done, address, length = done + moved, address + moved, length - moved
     finally:
         os.close(memory)

@@ -146,7 +146,7 @@ async def test_kill_9_of_qemu_is_told_and_the_next_session_works(start_kernel: S
         assert box.vm is not None
         pid = qemu_of(vm_home, box.vm.name)
         os.kill(pid, signal.SIGKILL)
-        await eventually(lambda: ended(pid), 10.0, "QEMU has gone")
+        await eventually(lambda: ended(pid), 60.0, "QEMU has gone")
         with pytest.raises(VMDied, match="virtual machine"):
             await box.execute("1")
     async with Sandbox() as box:
