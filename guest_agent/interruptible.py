@@ -132,7 +132,7 @@ def _handler(due: Callable[[FrameType], int]) -> Any:
     """A signal handler after which the signal is due that ``due`` returns for the interrupted frame; 0: none.
 
     It must not be raised in a Python function, which would be the last in the traceback that the user sees. So the
-    handler is PyErr_SetInterruptEx itself, and ``due`` converts its argument. What else it is given it does not look at.
+    handler is PyErr_SetInterruptEx itself, and ``due`` converts its argument. It looks at no second one.
     """
 
     class Due:
