@@ -20,6 +20,7 @@ from tests.conftest import CONFIG, qemus, stop_service, wait_until, write_config
 from vm_kernel import paths
 from vm_kernel.commands import units
 from vm_kernel.errors import ConfigError
+from vm_kernel.pool import scope
 from vm_kernel.pool.client import PoolConnection
 
 NAMES = {"vm-kernel-pool.service", "vm-kernel.slice"}
@@ -92,14 +93,14 @@ def test_units_are_written_kept_replaced_and_removed(vm_home: Path, tmp_path: Pa
     assert install("--no-start").returncode == 0
     assert {path.name for path in folder.iterdir()} == NAMES
     assert install("--no-start").returncode == 0, "the same once more changes nothing"
-    before = (folder / units.SLICE).read_text()
+    before = (folder / scope.SLICE).read_text()
     differing = install("--no-start", "--memory-max", "1G")
     assert differing.returncode == 1
     assert "is there and differs" in differing.stderr
     assert "--force" in differing.stderr
-    assert (folder / units.SLICE).read_text() == before
+    assert (folder / scope.SLICE).read_text() == before
     assert install("--no-start", "--memory-max", "1G", "--force").returncode == 0
-    assert "MemoryMax=1G" in (folder / units.SLICE).read_text()
+    assert "MemoryMax=1G" in (folder / scope.SLICE).read_text()
     # a PATH without systemctl, so that a systemd of this machine is not told
     removed = vm_kernel("pool", "install-service", "--user", "--uninstall", XDG_CONFIG_HOME=str(tmp_path), PATH="")
     assert removed.returncode == 0, removed.stderr

@@ -75,6 +75,7 @@ def test_a_good_host_has_nothing_to_complain_of() -> None:
         ("cgroup", "warn", "no control groups", {"bounds": Bounds()}),
         ("cgroup", "warn", "any amount of CPU, tasks", {"bounds": Bounds(2, "1073741824", "", "", True)}),
         ("cgroup", "warn", "version 1, our own", {"bounds": Bounds(1)}),
+        ("cgroup", "ok", "a scope of systemd's", {"bounds": Bounds(2, "80%", "weight 50", "8192", scope=True)}),
     ],
 )
 def test_verdicts(name: str, level: str, said: str, changed: dict[str, object]) -> None:

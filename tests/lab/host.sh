@@ -10,6 +10,11 @@ mount -t tmpfs -o mode=1777 shm /dev/shm
 mount -t tmpfs -o mode=755 run /run
 mount -t tmpfs -o mode=1777 tmp /tmp
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
+# what systemd gives a user who logs in
+mkdir -p /run/systemd/system /sys/fs/cgroup/lab/session
+echo "+cpu +memory +pids" >/sys/fs/cgroup/cgroup.subtree_control
+echo "+cpu +memory +pids" >/sys/fs/cgroup/lab/cgroup.subtree_control
+chown -R lab: /sys/fs/cgroup/lab
 ln -sf /proc/self/fd /dev/fd
 hostname lab-host
 echo "127.0.0.1 localhost lab-host" >/etc/hosts
@@ -46,6 +51,7 @@ chmod 666 /dev/ttyS1
 while sleep 10; do say "alive"; done &
 
 say "the machine is up"
+echo $$ >/sys/fs/cgroup/lab/session/cgroup.procs
 runuser -u lab -- env -i HOME=/home/lab USER=lab LANG=C.UTF-8 PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin \
     TERM=dumb COLUMNS=120 VM_KERNEL_LAB=1 VM_KERNEL_IMAGES=/images VM_KERNEL_GOLDEN=/golden PYTHONUNBUFFERED=1 XDG_RUNTIME_DIR=/run/lab \
     bash /lab/command.sh

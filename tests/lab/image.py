@@ -37,6 +37,7 @@ _PACKAGES = (
     "python3-venv",
     "qemu-system-x86",
     "sudo",
+    "systemd",
 )
 _NOT_FROM_PYPI = "libvirt-python"
 _TEST_PACKAGES = ("pytest", "pytest-asyncio", "pytest-reportlog", "pytest-rerunfailures", "pytest-timeout")

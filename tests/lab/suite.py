@@ -18,6 +18,7 @@ RESULTS = PROJECT / "build" / "lab"
 CHOSEN = (
     "tests/lab/inside/test_real_path.py",
     "tests/lab/inside/test_vsock.py",
+    "tests/lab/inside/test_scope.py",
     "tests/test_sessions.py::test_a_file_of_one_session_is_not_in_the_next",
     "tests/test_sessions.py::test_the_guest_has_no_network_and_none_of_the_hosts_files",
     "tests/test_kills.py::test_killing_the_pool_service_leaves_nothing_after_the_next_start",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vm_kernel.commands import units
 from vm_kernel.errors import ConfigError, HostError
-from vm_kernel.pool import privileges
+from vm_kernel.pool import privileges, scope
 
 TIMEOUT_S = 120.0
 
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _uninstall(system: bool, folder: Path) -> int:
-    names = [name for name in (units.SERVICE, units.SLICE) if (folder / name).exists()]
+    names = [name for name in (units.SERVICE, scope.SLICE) if (folder / name).exists()]
     if not names:
         print(f"There are no units of ours in {folder}.")
         return 0

@@ -168,6 +168,8 @@ def bounds(facts: Facts) -> Check:
     """What all VMs together may take."""
     found = facts.bounds
     whose = "the pool service's" if found.running else "our own, from which the service would be started"
+    if found.scope:
+        whose = "a scope of systemd's, in which the service would be started"
     if found.version == 0:
         return Check(
             "cgroup", "warn", "this host has no control groups: nothing bounds all VMs together", _SERVICE_HINT

@@ -14,6 +14,7 @@ from pathlib import Path
 from vm_kernel import paths
 from vm_kernel.config import PoolConfig
 from vm_kernel.errors import PoolError
+from vm_kernel.pool import scope
 from vm_kernel.vm.process import qemus_of
 
 _CPU = Path("/sys/devices/system/cpu")
@@ -42,7 +43,8 @@ class Qemu:
 class Bounds:
     """What a control group lets the service and its VMs take: as written there, the least of all levels; "" for none.
 
-    version: 2, 1, or 0 if there are none. running: whether it is the service's own; else whoever asked would start it.
+    version: 2, 1, or 0 if there are none. running: whether it is the service's own; else whoever asked would start it,
+    scope: in one that systemd makes for it.
     """
 
     version: int = 0
@@ -50,6 +52,7 @@ class Bounds:
     cpu: str = ""
     tasks: str = ""
     running: bool = False
+    scope: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,7 @@ def _qemus() -> Iterator[Qemu]:
 
 
 def _bounds() -> Bounds:
-    """Of the running service's control group; else of our own, from which it would be started."""
+    """Of the running service's control group; else of the one in which it would be started."""
     from vm_kernel.pool.client import PoolConnection
 
     pid, running = "self", False
@@ -172,12 +175,14 @@ def _bounds() -> Bounds:
             pid, running = str(connection.status()["pid"]), True
         finally:
             connection.close()
+    if not running and scope.words():
+        return Bounds(2, scope.MEMORY_MAX, f"weight {scope.CPU_WEIGHT}", str(scope.TASKS_MAX), scope=True)
     groups = dict(line.split(":", 2)[1:] for line in _read(Path(f"/proc/{pid}/cgroup")).splitlines())
     unified = Path("/sys/fs/cgroup")
     if (unified / "cgroup.controllers").exists():
         levels = _levels(unified, groups.get("", "/"))
         memory, cpu, tasks = (_least(levels, f"{name}.max") for name in ("memory", "cpu", "pids"))
-        return Bounds(2, memory, cpu, tasks, running)
+        return Bounds(2, memory, cpu or _low_weight(levels), tasks, running)
     if not unified.is_dir() or not groups:
         return Bounds(running=running)
     found = {}
@@ -191,6 +196,12 @@ def _levels(root: Path, group: str) -> list[Path]:
     """The group and those above it, up to ``root``."""
     path = root / group.lstrip("/")
     return [level for level in (path, *path.parents) if level.is_relative_to(root)]
+
+
+def _low_weight(levels: list[Path]) -> str:
+    """The least share of the processors that is less than others have, who have 100 (cgroup-v2.rst); "" if none is."""
+    weights = [int(text) for level in levels if (text := _read(level / "cpu.weight").strip()).isdigit()]
+    return f"weight {min(weights)}" if min(weights, default=100) < 100 else ""
 
 
 def _least(levels: list[Path], file: str) -> str:

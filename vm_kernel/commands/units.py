@@ -12,9 +12,9 @@ from pathlib import Path
 
 from vm_kernel import paths
 from vm_kernel.errors import ConfigError
+from vm_kernel.pool.scope import CPU_WEIGHT, MEMORY_MAX, SLICE, TASKS_MAX
 
 SERVICE = "vm-kernel-pool.service"
-SLICE = "vm-kernel.slice"
 
 _TEMPLATES = Path(__file__).parents[1] / "systemd"
 _DEVICES = (Path("/dev/kvm"), Path("/dev/vhost-vsock"))
@@ -26,9 +26,9 @@ _QUOTA = re.compile(r"\d+(\.\d+)?%")
 class Limits:
     """What the slice may take. In systemd's words; cpu_quota: "" for no quota, 200% for two processors' time."""
 
-    memory_max: str = "80%"
+    memory_max: str = MEMORY_MAX
     cpu_quota: str = ""
-    tasks_max: int = 8192
+    tasks_max: int = TASKS_MAX
 
     def check(self) -> None:
         """Raises ConfigError if systemd would not take them."""
@@ -63,6 +63,7 @@ def texts(system: bool, limits: Limits, user: str) -> dict[str, str]:
         "PRIVATE_TMP": "no" if in_tmp else "yes",
         "MEMORY_MAX": limits.memory_max,
         "TASKS_MAX": str(limits.tasks_max),
+        "CPU_WEIGHT": str(CPU_WEIGHT),
         "CPU_QUOTA": f"CPUQuota={limits.cpu_quota}" if limits.cpu_quota else "",
     }
     return {

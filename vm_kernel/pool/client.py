@@ -246,13 +246,19 @@ def _hint() -> str:
 
 
 def _start_service(deadline: float) -> None:
-    """Start ``python -m vm_kernel.pool`` in a session of its own and wait until it listens or says why it does not."""
-    import subprocess  # not at the top: a kernel process seldom needs it, and always pays for it
+    """Start ``python -m vm_kernel.pool`` in a session of its own and wait until it listens or says why it does not.
+
+    Where systemd can bound what it and its VMs take together, it is in a scope: see ``pool.scope``.
+    """
+    # not at the top: a kernel process seldom needs them, and always pays for them
+    import subprocess
+
+    from vm_kernel.pool import scope
 
     reading, writing = os.pipe()
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", "vm_kernel.pool", "--ready-fd", str(writing)],
+            [*scope.words(), sys.executable, "-m", "vm_kernel.pool", "--ready-fd", str(writing)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
