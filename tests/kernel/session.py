@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 from jupyter_client.asynchronous.client import AsyncKernelClient
-from jupyter_client.manager import AsyncKernelManager
+from jupyter_client.manager import AsyncKernelManager, KernelManager
 
 from vm_kernel.pool.client import PoolConnection
 
@@ -155,11 +155,10 @@ async def has_ended(manager: AsyncKernelManager, timeout_s: float = TIMEOUT_S) -
 
 
 @asynccontextmanager
-async def connected(manager: AsyncKernelManager) -> AsyncIterator[Session]:
-    """A further client of a kernel."""
-    client = manager.client()
-    # a client of its own, as another browser would be, not a second view on the manager's session
-    client.session = type(client.session)(key=client.session.key)
+async def connected(manager: KernelManager) -> AsyncIterator[Session]:
+    """A further client of a kernel: as another browser would be, not a second view on the manager's session."""
+    client = AsyncKernelClient()
+    client.load_connection_info(manager.get_connection_info(session=False))
     client.start_channels()
     try:
         await client.wait_for_ready(timeout=TIMEOUT_S)
