@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pytest
 from jupyter_client.manager import AsyncKernelManager
 
 from tests.conftest import StartKernel, ended, eventually, service_pid
@@ -19,6 +20,12 @@ from tests.kernel.stalled import stalled_pool
 from vm_kernel.pool.client import PoolConnection
 
 KernelAndSession = tuple[AsyncKernelManager, Session]
+
+
+@pytest.fixture
+def session(fresh_session: Session) -> Session:
+    """A session with the checkpoints that the test has saved, and no others."""
+    return fresh_session
 
 
 def text_of(cell: Cell) -> str:

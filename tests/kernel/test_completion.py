@@ -84,19 +84,19 @@ async def history(client: Session, **request: Any) -> list[Any]:
     return found
 
 
-async def test_history_by_tail_search_and_with_outputs(session: Session) -> None:
+async def test_history_by_tail_search_and_with_outputs(fresh_session: Session) -> None:
     for code in ("a = 1", "a + 1", "%who_ls", "a + 1"):
-        await session.run(code)
-    tail = await history(session, hist_access_type="tail", n=3)
+        await fresh_session.run(code)
+    tail = await history(fresh_session, hist_access_type="tail", n=3)
     assert [line for _, _, line in tail] == ["a + 1", "%who_ls", "a + 1"]
     assert [number for _, number, _ in tail] == [2, 3, 4]
-    found = await history(session, hist_access_type="search", pattern="a*", n=10)
+    found = await history(fresh_session, hist_access_type="search", pattern="a*", n=10)
     assert [line for _, _, line in found] == ["a = 1", "a + 1", "a + 1"]
-    once = await history(session, hist_access_type="search", pattern="a +*", n=10, unique=True)
+    once = await history(fresh_session, hist_access_type="search", pattern="a +*", n=10, unique=True)
     assert [line for _, _, line in once] == ["a + 1"]
-    both = await history(session, hist_access_type="range", session=0, start=2, stop=3, output=True)
+    both = await history(fresh_session, hist_access_type="range", session=0, start=2, stop=3, output=True)
     assert both == [[0, 2, ["a + 1", "2"]]]
-    cooked = await history(session, hist_access_type="range", session=0, start=3, stop=4, raw=False)
+    cooked = await history(fresh_session, hist_access_type="range", session=0, start=3, stop=4, raw=False)
     assert "run_line_magic('who_ls'" in cooked[0][2]
 
 

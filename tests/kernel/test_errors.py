@@ -55,24 +55,26 @@ async def test_a_syntax_error_and_a_raised_exit(session: Session) -> None:
     assert (await session.run("1")).value == "1"
 
 
-async def test_a_silent_cell_shows_nothing_of_itself(session: Session) -> None:
-    cell = await session.run("x = 1\nprint('printed')\nx", silent=True)
+async def test_a_silent_cell_shows_nothing_of_itself(fresh_session: Session) -> None:
+    cell = await fresh_session.run("x = 1\nprint('printed')\nx", silent=True)
     assert cell.types == ["busy", "stream", "idle"]
-    failed = await session.run("1 / 0", silent=True)
+    failed = await fresh_session.run("1 / 0", silent=True)
     assert failed.status == "error"
-    behind = [session.client.execute(code, silent=silent) for code, silent in (("1 / 0", True), ("'runs'", False))]
-    assert [(await session.finish(msg_id)).status for msg_id in behind] == ["error", "ok"]
-    assert (await session.run("x")).number == 2
+    behind = [
+        fresh_session.client.execute(code, silent=silent) for code, silent in (("1 / 0", True), ("'runs'", False))
+    ]
+    assert [(await fresh_session.finish(msg_id)).status for msg_id in behind] == ["error", "ok"]
+    assert (await fresh_session.run("x")).number == 2
 
 
-async def test_a_cell_that_is_not_to_be_remembered(session: Session) -> None:
-    await session.run("kept = 1")
-    cell = await session.run("forgotten = 2\nforgotten", store_history=False)
+async def test_a_cell_that_is_not_to_be_remembered(fresh_session: Session) -> None:
+    await fresh_session.run("kept = 1")
+    cell = await fresh_session.run("forgotten = 2\nforgotten", store_history=False)
     assert cell.value == "2"
-    after = await session.run("In, len(In)")
+    after = await fresh_session.run("In, len(In)")
     assert after.number == 2
     request = {"hist_access_type": "tail", "n": 5, "output": False, "raw": True}
-    lines = [line for _, _, line in (await session.ask("history_request", request)).reply["content"]["history"]]
+    lines = [line for _, _, line in (await fresh_session.ask("history_request", request)).reply["content"]["history"]]
     assert lines[-2:] == ["kept = 1", "In, len(In)"]
 
 

@@ -62,20 +62,20 @@ async def test_a_plot_is_an_image(session: Session) -> None:
     assert cell.of("display_data")[0]["data"]["image/png"].startswith("iVBOR")
 
 
-async def test_an_error_has_a_traceback_and_aborts_what_is_queued(session: Session) -> None:
-    ids = [session.client.execute(code) for code in ("1 / 0", "print('not run')", "%vm_info", "2")]
-    failed, *behind = [await session.finish(msg_id) for msg_id in ids]
+async def test_an_error_has_a_traceback_and_aborts_what_is_queued(fresh_session: Session) -> None:
+    ids = [fresh_session.client.execute(code) for code in ("1 / 0", "print('not run')", "%vm_info", "2")]
+    failed, *behind = [await fresh_session.finish(msg_id) for msg_id in ids]
     assert failed.reply["content"]["ename"] == "ZeroDivisionError"
     assert any("1" in line and "0" in line for line in failed.of("error")[0]["traceback"])
     assert [cell.status for cell in behind] == ["aborted"] * 3
     assert [cell.types for cell in behind] == [["busy", "idle"]] * 3
-    assert (await session.run("3")).number == 2
+    assert (await fresh_session.run("3")).number == 2
 
 
-async def test_silent_cells_and_user_expressions(session: Session) -> None:
-    silent = await session.run("x = 1", silent=True)
+async def test_silent_cells_and_user_expressions(fresh_session: Session) -> None:
+    silent = await fresh_session.run("x = 1", silent=True)
     assert "execute_input" not in silent.types
-    cell = await session.run("y = 2", user_expressions={"sum": "x + y"})
+    cell = await fresh_session.run("y = 2", user_expressions={"sum": "x + y"})
     assert cell.number == 1
     assert cell.reply["content"]["user_expressions"]["sum"]["data"]["text/plain"] == "3"
 
@@ -112,14 +112,14 @@ async def test_inspection(session: Session) -> None:
     assert "Return the number of items" in cell.reply["content"]["data"]["text/plain"]
 
 
-async def test_history_keeps_the_numbers_of_cells(session: Session) -> None:
-    await session.run("first = 1")
-    await session.run("%vm_info")
-    await session.run("third = 3")
+async def test_history_keeps_the_numbers_of_cells(fresh_session: Session) -> None:
+    await fresh_session.run("first = 1")
+    await fresh_session.run("%vm_info")
+    await fresh_session.run("third = 3")
     request = {"hist_access_type": "range", "output": False, "raw": True, "session": 0, "start": 1, "stop": 4}
-    history = (await session.ask("history_request", request)).reply["content"]["history"]
+    history = (await fresh_session.ask("history_request", request)).reply["content"]["history"]
     assert [line for _, _, line in history] == ["first = 1", "", "third = 3"]
-    assert (await session.run("In[3]")).value == "'third = 3'"
+    assert (await fresh_session.run("In[3]")).value == "'third = 3'"
 
 
 async def test_is_complete(session: Session) -> None:

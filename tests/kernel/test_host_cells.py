@@ -37,15 +37,15 @@ async def test_vm_info_names_what_the_guest_sees_too(session: Session) -> None:
     assert info["name"] in table["text/html"]
 
 
-async def test_cells_of_both_kinds_keep_order_and_numbers(session: Session) -> None:
+async def test_cells_of_both_kinds_keep_order_and_numbers(fresh_session: Session) -> None:
     codes = ["print('a')", "%vm_info", "print('b')", "%pool_status", "import time; time.sleep(0.2); print('c')"]
-    ids = [session.client.execute(code) for code in [*codes, "%vm_info", "4 + 4"]]
-    cells = [await session.finish(msg_id) for msg_id in ids]
+    ids = [fresh_session.client.execute(code) for code in [*codes, "%vm_info", "4 + 4"]]
+    cells = [await fresh_session.finish(msg_id) for msg_id in ids]
     assert [cell.number for cell in cells] == [1, 2, 3, 4, 5, 6, 7]
-    arrival = [(m["header"]["date"], ids.index(parent)) for parent in ids for m in session.iopub[parent]]
+    arrival = [(m["header"]["date"], ids.index(parent)) for parent in ids for m in fresh_session.iopub[parent]]
     assert [place for _, place in sorted(arrival)] == sorted(place for _, place in arrival)
-    assert "output_hidden" not in session.iopub
-    assert set(session.iopub) <= {*ids, ""}, "markers are not to be seen"
+    assert "output_hidden" not in fresh_session.iopub
+    assert set(fresh_session.iopub) <= {*ids, ""}, "markers are not to be seen"
 
 
 async def test_an_unknown_option_gets_a_usage_message(session: Session) -> None:
@@ -79,11 +79,11 @@ async def test_nothing_of_a_host_cell_can_be_found_in_the_guest(session: Session
     assert (await session.run("In[1]")).value == "''"
 
 
-async def test_silent_host_cells_count_nothing(session: Session) -> None:
-    cell = await session.run("%vm_info", silent=True)
+async def test_silent_host_cells_count_nothing(fresh_session: Session) -> None:
+    cell = await fresh_session.run("%vm_info", silent=True)
     assert "execute_input" not in cell.types
-    assert (await session.run("%vm_info", store_history=False)).status == "ok"
-    assert (await session.run("1")).number == 1
+    assert (await fresh_session.run("%vm_info", store_history=False)).status == "ok"
+    assert (await fresh_session.run("1")).number == 1
 
 
 async def test_a_thread_that_prints_after_a_host_cell_is_heard(session: Session) -> None:
