@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import vm_kernel
-from tests.conftest import qemu_of, qemus, stop_service, wait_until
+from tests.conftest import qemu_of, qemus, service_pid, stop_service, wait_until
 from tests.guest_session import GuestSession
 from vm_kernel.errors import VMKernelError
 from vm_kernel.pool import scope
@@ -29,18 +29,16 @@ def group_of(pid: int) -> Path:
 
 
 @pytest.fixture
-def systemd(vm_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def systemd(vm_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A user's own systemd, as after a login. No service runs before it, and none after it."""
     stop_service()
-    runtime = vm_home / "user"
-    runtime.mkdir(mode=0o700)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setenv("SYSTEMD_LOG_TARGET", "console")
     # it shares the groups that it makes with nobody
     begin = "mkdir -p lab/manager; echo $$ >lab/manager/cgroup.procs; exec /usr/lib/systemd/systemd --user"
     with subprocess.Popen(["bash", "-c", begin], cwd=CGROUPS) as manager:
         try:
-            wait_until((runtime / "systemd" / "private").exists, TIMEOUT_S, "systemd listens")
+            wait_until((tmp_path / "systemd" / "private").exists, TIMEOUT_S, "systemd listens")
             wait_until(lambda: scope.words() != [], TIMEOUT_S, "systemd makes scopes")
             yield
         finally:
@@ -48,10 +46,19 @@ def systemd(vm_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             manager.terminate()
 
 
+def told_by_doctor() -> str:
+    """That all VMs together are bounded, and by what."""
+    report = json.loads(vm_kernel("doctor", "--security", "--json").stdout)
+    (told,) = (check for check in report["checks"] if check["name"] == "cgroup")
+    assert told["level"] == "ok", told
+    return str(told["summary"])
+
+
 def test_a_service_that_starts_on_demand_is_bounded_with_all_its_vms(systemd: None, vm_home: Path) -> None:
+    assert "a scope of systemd's" in told_by_doctor()
     with closing(PoolConnection.open()) as connection:
         lease = connection.acquire()
-        service = connection.status()["pid"]
+        service = service_pid()
         group = group_of(service)
         assert re.search(r"/vm-kernel\.slice/[^/]+\.scope$", str(group))
         assert {group_of(qemu.pid) for qemu in qemus(vm_home)} == {group}
@@ -59,10 +66,7 @@ def test_a_service_that_starts_on_demand_is_bounded_with_all_its_vms(systemd: No
         assert int((group / "memory.max").read_text()) == pytest.approx(0.8 * of_the_host, rel=0.01)
         assert (group / "pids.max").read_text() == f"{scope.TASKS_MAX}\n"
         assert (group / "cpu.weight").read_text() == f"{scope.CPU_WEIGHT}\n"
-        report = json.loads(vm_kernel("doctor", "--security", "--json").stdout)
-        (told,) = (check for check in report["checks"] if check["name"] == "cgroup")
-        assert told["level"] == "ok", told
-        assert "the pool service's" in told["summary"]
+        assert "the pool service's" in told_by_doctor()
 
         # the bound holds, for the VM that runs into it and for nobody else
         pid = qemu_of(vm_home, lease.vm.name)
@@ -72,11 +76,4 @@ def test_a_service_that_starts_on_demand_is_bounded_with_all_its_vms(systemd: No
         wait_until(lambda: pid not in {qemu.pid for qemu in qemus(vm_home)}, TIMEOUT_S, "that VM has ended")
         assert re.search(r"^oom_kill [1-9]", (group / "memory.events").read_text(), re.MULTILINE)
         (group / "memory.max").write_text("max")
-        assert connection.status()["pid"] == service
-
-
-def test_doctor_says_in_what_it_would_be_started(systemd: None) -> None:
-    report = json.loads(vm_kernel("doctor", "--security", "--json").stdout)
-    (told,) = (check for check in report["checks"] if check["name"] == "cgroup")
-    assert told["level"] == "ok", told
-    assert "a scope of systemd's" in told["summary"]
+        assert service_pid() == service
