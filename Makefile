@@ -5,8 +5,8 @@ VENV := .venv/bin
 FUZZ_SECONDS := 150
 # processes that run tests, each with a pool of its own, see tests/workers.py
 WORKERS := 2
-# the lab host wants the machine for itself
-WITHOUT_LAB := --ignore=tests/lab/test_lab.py --ignore=tests/lab/test_figures.py
+LAB_HOST := tests/lab/test_lab.py
+WITHOUT_LAB := --ignore=$(LAB_HOST) --ignore=tests/lab/test_figures.py
 # never the caller's own environment
 unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
 
@@ -15,8 +15,8 @@ unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
 help:
 	@echo "make demo    run a notebook inside a VM and show where it ran; the result is build/demo/quickstart.ipynb"
 	@echo "make lab     open JupyterLab with the kernel in its launcher; LAB_OPTIONS=... are options for it"
-	@echo "make test    run all checks and tests, on real VMs"
-	@echo "make test-lab   the tests of KVM and vsock, and ratios to stock ipykernel, in an emulated host; RELEASE=trixie: of Debian 13"
+	@echo "make test    run all checks and tests, on real VMs, at last those of KVM and vsock in an emulated host"
+	@echo "make test-lab   only these, and ratios to stock ipykernel there; RELEASE=trixie: the host is Debian 13"
 	@echo "make coverage   the tests once more, measured: how much of vm_kernel they run, kernels and services included"
 	@echo "make fuzz    ten minutes of fuzzing of what reads a guest's bytes; FUZZ_SECONDS=... for each target"
 	@echo "make soak    300 sessions with random kills: nothing may be left; build/soak.png shows the service's memory"
@@ -38,6 +38,8 @@ test:
 	@rm -rf build/pytest
 	$(VENV)/pytest $(WITHOUT_LAB) -o cache_dir=build/pytest -n $(WORKERS) --no-loadscope-reorder || \
 	    scripts/once-more.sh $$? $(WITHOUT_LAB) -o cache_dir=build/pytest
+# the lab host wants the machine for itself
+	$(VENV)/pytest $(LAB_HOST)
 
 # the whole story is in build/lab.log, the figures are in build/lab
 test-lab: export VM_KERNEL_LAB_RELEASE = $(or $(RELEASE),bookworm)

@@ -161,6 +161,8 @@ class Kernel:
 
     def _spawn(self, connection: Path) -> subprocess.Popen[bytes]:
         command = [sys.executable, str(Path(__file__).with_name("launch.py")), "-f", str(connection)]
+        # not in the home folder: code that empties it would have IPython say that it has no history any more
+        command.append(f"--HistoryManager.hist_file={self._folder / 'history.sqlite'}")
         if not self._as_user:
             return subprocess.Popen([command[0], "-s", *command[1:]], stdin=subprocess.DEVNULL, start_new_session=True)
         environment = {

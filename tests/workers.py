@@ -8,9 +8,7 @@ from typing import Any
 import pytest
 
 #: What takes longest begins first, and beside it, while the first golden snapshot is built, what needs none.
-#: The lab host wants the machine for itself, so it comes last.
 FIRST = ("tests/browser", "tests/fuzz", "tests/outputs", "tests/hostile_guest", "tests/pool/test_hostile_cells.py")
-LAST = ("tests/lab/test_lab.py",)
 #: folders whose tests share something that takes long to make
 TOGETHER = ("tests/browser", "tests/hostile_guest")
 
@@ -40,4 +38,4 @@ def _group(name: str) -> str:
 
 def _turn(name: str) -> int:
     found = [turn for turn, begin in enumerate(FIRST) if name.startswith(begin)]
-    return found[0] if found else len(FIRST) + name.startswith(LAST)
+    return found[0] if found else len(FIRST)

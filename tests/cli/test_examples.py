@@ -90,9 +90,7 @@ def test_the_agent_example_judges_every_candidate(vm_home: Path) -> None:
     assert verdicts["wrong"] == "wrong: 328350"
     assert verdicts["broken"].startswith("SyntaxError: ")
     assert verdicts["endless"] == "did not end within 15 s"
-    # IPython's history thread may say before that its file is gone, too
-    assert verdicts["hostile"].startswith("wrong: ")
-    assert verdicts["hostile"].endswith("all is gone")
+    assert verdicts["hostile"] == "wrong: all is gone"
 
 
 def test_the_fork_example_goes_four_ways_from_one_state(vm_home: Path) -> None:
