@@ -47,6 +47,7 @@ def prepare(facts_file: str) -> None:
 
     On a Python in which the places cannot be found nothing is written, and interrupts are what ipykernel makes of them.
     """
+    _end_copies()
     holder = _holder_of_the_gil()
     if holder is None or threading.current_thread() is not threading.main_thread():
         return
@@ -98,7 +99,6 @@ class _Strikes:
         from ptyprocess import PtyProcess
 
         shell: Any = get_ipython()
-        end_copies(shell)
         self._loop = shell.kernel.io_loop.asyncio_loop
         handlers = dict(shell.kernel.shell_handlers)
         del handlers["execute_request"]
@@ -145,8 +145,11 @@ def _handler(due: Callable[[FrameType], int]) -> Any:
     return handler
 
 
-def end_copies(shell: Any) -> None:
+def _end_copies() -> None:
     """Have a process that a cell has forked, and that does not end by itself, end where its cell does."""
+    from IPython.core.getipython import get_ipython
+
+    shell: Any = get_ipython()
     kernel = os.getpid()
 
     def end_copy() -> None:
