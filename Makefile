@@ -39,7 +39,7 @@ test:
 	$(VENV)/pytest $(WITHOUT_LAB) -o cache_dir=build/pytest -n $(WORKERS) --no-loadscope-reorder || \
 	    scripts/once-more.sh $$? $(WITHOUT_LAB) -o cache_dir=build/pytest
 # the lab host wants the machine for itself
-	$(VENV)/pytest $(LAB_HOST)
+	$(VENV)/pytest $(LAB_HOST) -o cache_dir=build/pytest || scripts/once-more.sh $$? $(LAB_HOST) -o cache_dir=build/pytest
 
 # the whole story is in build/lab.log, the figures are in build/lab
 test-lab: export VM_KERNEL_LAB_RELEASE = $(or $(RELEASE),bookworm)

@@ -30,8 +30,9 @@ def loaded_by(code: str) -> set[str]:
 
 
 def test_nothing_slow_is_imported() -> None:
-    assert not loaded_by(TO_BIND) & (SLOW | LATER)
-    assert not loaded_by(TO_RUN) & SLOW
+    unavoidable = loaded_by("import zmq")  # on Python 3.13 its compiled part imports inspect
+    assert not (loaded_by(TO_BIND) - unavoidable) & (SLOW | LATER)
+    assert not (loaded_by(TO_RUN) - unavoidable) & SLOW
 
 
 async def test_files_beside_the_notebook_are_not_imported(

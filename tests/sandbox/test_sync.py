@@ -65,7 +65,10 @@ def test_a_failed_start_leaves_no_thread(vm_home: Path) -> None:
 
 def test_ctrl_c_ends_the_script_and_its_vm(vm_home: Path) -> None:
     script = (
+        "import signal\n"
         "from vm_kernel import SyncSandbox\n"
+        # what a shell starts in the background ignores it
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "with SyncSandbox() as box:\n"
         "    print(box.vm.name, flush=True)\n"
         "    box.execute('import time; time.sleep(100)')\n"
