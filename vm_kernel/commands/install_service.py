@@ -81,7 +81,7 @@ def _uninstall(system: bool, folder: Path) -> int:
     if not names:
         print(f"There are no units of ours in {folder}.")
         return 0
-    running = _booted() and shutil.which("systemctl") is not None
+    running = scope.booted() and shutil.which("systemctl") is not None
     if running and units.SERVICE in names:
         _systemctl(system, "disable", "--now", units.SERVICE)
     try:
@@ -95,13 +95,8 @@ def _uninstall(system: bool, folder: Path) -> int:
     return 0
 
 
-def _booted() -> bool:
-    """As sd_booted(3) has it."""
-    return Path("/run/systemd/system").is_dir()
-
-
 def _check_systemd() -> None:
-    if not _booted() or shutil.which("systemctl") is None:
+    if not scope.booted() or shutil.which("systemctl") is None:
         raise HostError(
             "This machine is not run by systemd.",
             "The first kernel starts the pool service by itself, and `vm-kernel pool start` does. --print shows the "

@@ -49,9 +49,12 @@ def words() -> list[str]:
     return []
 
 
+def booted() -> bool:
+    """Whether systemd runs this host, as sd_booted(3) has it."""
+    return Path("/run/systemd/system").is_dir()
+
+
 def _has_manager() -> bool:
-    """Whether systemd runs this host, as sd_booted(3) has it; and for a user one of their own, which listens there."""
-    if not Path("/run/systemd/system").is_dir():
-        return False
+    """Whether systemd runs this host, and for a user one of their own, which listens there."""
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    return os.geteuid() == 0 or (runtime != "" and Path(runtime, "systemd/private").exists())
+    return booted() and (os.geteuid() == 0 or (runtime != "" and Path(runtime, "systemd/private").exists()))
