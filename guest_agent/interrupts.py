@@ -65,7 +65,7 @@ class Interrupts:
         self._facts = facts
         #: value of ``noticed`` before the last SIGHUP
         self._counted = 0
-        self._sent = self._try_until = 0.0
+        self._sent = 0.0
         #: when SIGINT followed; None while it has not
         self._struck: float | None = None
         self._blind_ticks: int | None = None
@@ -88,7 +88,6 @@ class Interrupts:
                 return True
             if self.due is None or self._through:
                 self._asked = time.monotonic()
-                self._try_until = self._asked + _TRY_AGAIN_S
                 self._children = True
                 self._announce()
             elif not self._children:
@@ -136,7 +135,7 @@ class Interrupts:
             self._again, self.due = True, now + _PAUSE_S
             return
         if verdict == _HELD_OFF:
-            if now < self._try_until:
+            if now - self._asked < _TRY_AGAIN_S:
                 self._again, self.due = True, now + _PAUSE_S
         elif verdict in (_LET_THROUGH, _TOO_EARLY) and (self._struck is None or now - self._struck < PATIENCE_S):
             self._strike(now, due=verdict == _LET_THROUGH)
